@@ -1,0 +1,10 @@
+//! Guest memory of Neap: where RAM and special-purpose memory (SPM) lie in
+//! the guest-physical address space, and the host memory behind them.
+//!
+//! This crate knows nothing of devices or of KVM exits.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod addr;
+pub mod layout;
+
+pub use addr::{Gpa, GpaRange};
