@@ -33,7 +33,10 @@ pub struct MapEntry {
 pub fn memory_map(memory: &[NodeMemory]) -> Vec<MapEntry> {
     let mut map: Vec<MapEntry> = Vec::new();
     let mut push = |base: u64, end: u64, kind| {
-        map.extend(GpaRange::new(Gpa(base), end.saturating_sub(base)).map(|range| MapEntry { range, kind }));
+        map.extend(
+            GpaRange::new(Gpa(base), end.saturating_sub(base))
+                .map(|range| MapEntry { range, kind }),
+        );
     };
     for part in memory {
         let (base, end) = (part.range.base().0, part.range.end().0);
