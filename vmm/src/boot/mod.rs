@@ -1,1 +1,4 @@
-//! placeholder
+//! What the guest finds in memory when it starts.
+
+pub mod efi;
+pub mod map;
