@@ -2,6 +2,7 @@
 //! RAM disk, command line, and the structures that tell the kernel about its
 //! machine.
 
+pub mod efi;
 pub mod elf;
 pub mod initrd;
 pub mod kernel;
