@@ -100,6 +100,9 @@ pub(super) fn converse(
         match event {
             Ok(Event::Beat) => {}
             Ok(Event::Hello) => {
+                if request.verbose {
+                    eprintln!("neap: the lab is up after {:.1} s", began.elapsed().as_secs_f64());
+                }
                 let Some(start) = start.take() else {
                     return Err(LabError::Protocol("a second hello".into()));
                 };
