@@ -8,8 +8,7 @@
 #   OUT      empty folder that receives bzImage, vmlinux (stripped), config,
 #            version, modules/*.ko and hmm-tests
 #
-# Lines that begin with `neap-step:` tell the caller what goes on; the number
-# after the name is how many objects the step is expected to compile.
+# Lines that begin with `neap-step:` tell the caller what goes on.
 set -eu
 
 tarball=$1 recipes=$2 work=$3 out=$4
@@ -58,7 +57,7 @@ if [ -n "$lost" ]; then
     exit 1
 fi
 
-echo "neap-step: building the kernel 1560"
+echo "neap-step: building the kernel"
 make -j"$jobs" bzImage vmlinux modules
 
 echo "neap-step: building hmm-tests"
@@ -68,7 +67,7 @@ sh "$recipes/hmm-tests.sh" "$tree" "$work/hmm-tests" "$out/hmm-tests"
 echo "neap-step: collecting the kernel"
 make -s kernelrelease >"$out/version"
 cp arch/x86/boot/bzImage "$out/bzImage"
-strip --output-target=elf64-x86-64 -o "$out/vmlinux" vmlinux
+strip -o "$out/vmlinux" vmlinux
 cp .config "$out/config"
 mkdir "$out/modules"
 for module in lib/test_hmm drivers/dax/device_dax drivers/dax/kmem drivers/dax/hmem/dax_hmem; do

@@ -33,3 +33,8 @@ for minor in $minors; do
 done
 
 hmm-tests "$@"
+status=$?
+if [ "$status" -ne 0 ]; then
+    dmesg | tail -n 40 | sed 's/^/neap-job: kernel log: /'
+fi
+exit "$status"
