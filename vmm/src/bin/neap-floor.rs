@@ -88,13 +88,8 @@ fn enter_protected_mode(vcpu: &VcpuFd) -> anyhow::Result<()> {
     for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss] {
         *register = flat;
     }
-    sregs.tr = kvm_segment {
-        limit: 0x67,
-        present: 1,
-        selector: 0x18,
-        type_: 11,
-        ..Default::default()
-    };
+    sregs.tr =
+        kvm_segment { limit: 0x67, present: 1, selector: 0x18, type_: 11, ..Default::default() };
     sregs.cr0 = 1 << 4 | 1;
     sregs.cr4 = 0;
     vcpu.set_sregs(&sregs)?;

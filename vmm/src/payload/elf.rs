@@ -98,12 +98,8 @@ mod tests {
     fn the_loader_finds_the_pvh_entry_and_puts_the_image_in_place() {
         let memory: GuestMemoryMmap<()> =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        let loaded =
-            elf::Elf::load(&memory, None, &mut Cursor::new(&hello_elf()), None).unwrap();
-        assert_eq!(
-            loaded.pvh_boot_cap,
-            PvhBootCapability::PvhEntryPresent(GuestAddress(LOAD.0))
-        );
+        let loaded = elf::Elf::load(&memory, None, &mut Cursor::new(&hello_elf()), None).unwrap();
+        assert_eq!(loaded.pvh_boot_cap, PvhBootCapability::PvhEntryPresent(GuestAddress(LOAD.0)));
         assert_eq!(loaded.kernel_end, LOAD.0 + hello().len() as u64);
         let mut image = vec![0; hello().len()];
         memory.read_slice(&mut image, GuestAddress(LOAD.0)).unwrap();

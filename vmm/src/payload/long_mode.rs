@@ -81,14 +81,10 @@ pub fn enter(sregs: &mut kvm_sregs, tables: Gpa, privilege: Privilege) {
         ..Default::default()
     };
     // Type 11: code, readable, accessed; type 3: data, writable, accessed.
-    let code =
-        kvm_segment { selector: 0x08 | u16::from(level), type_: 11, l: 1, db: 0, ..segment };
-    let data =
-        kvm_segment { selector: 0x10 | u16::from(level), type_: 3, l: 0, db: 1, ..segment };
+    let code = kvm_segment { selector: 0x08 | u16::from(level), type_: 11, l: 1, db: 0, ..segment };
+    let data = kvm_segment { selector: 0x10 | u16::from(level), type_: 3, l: 0, db: 1, ..segment };
     sregs.cs = code;
-    for register in
-        [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss]
-    {
+    for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *register = data;
     }
     sregs.gdt = kvm_dtable::default();

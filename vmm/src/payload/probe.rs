@@ -157,9 +157,8 @@ mod tests {
         let words = [Gpa(TIB + 8), Gpa(0x40_0000)];
         let elf = memory_probe(&words).unwrap();
         let image = &elf[elf.len() - program(&words).len() - CODE_OFFSET as usize..];
-        let entry = |index: usize| {
-            u64::from_le_bytes(image[0x2000 + index * 8..][..8].try_into().unwrap())
-        };
+        let entry =
+            |index: usize| u64::from_le_bytes(image[0x2000 + index * 8..][..8].try_into().unwrap());
         assert_eq!(entry(1), TIB | 0xe7);
         assert_eq!(entry(2), 0x40_00e7);
         assert_eq!(entry(3), 0);
