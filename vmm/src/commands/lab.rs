@@ -8,9 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
-use neap_memory::addr::{GIB, KIB, MIB, TIB};
 
+use crate::config::units::Size;
 use crate::failure::{Failure, Outcome};
+use crate::images;
 use crate::lab::{self, LabError, LabImages, LabRequest, agent};
 
 /// Runs a neap command inside the lab: a machine in software emulation that
@@ -20,8 +21,8 @@ use crate::lab::{self, LabError, LabImages, LabRequest, agent};
 #[command(after_help = "Example: neap lab -- doctor")]
 pub struct LabArgs {
     /// RAM of the lab [default: 6G, or three quarters of what is available]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory: Option<u64>,
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
     /// CPUs of the lab
     #[arg(long, value_name = "N", default_value_t = lab::CPUS)]
     cpus: u32,
@@ -65,14 +66,14 @@ pub fn execute(args: LabArgs) -> Outcome {
     }
     let images = match (args.lab_kernel, args.lab_initramfs) {
         (Some(kernel), Some(initramfs)) => LabImages { kernel, initramfs },
-        _ => return Err(Failure::usage("lab: `neap setup` has built no images yet")),
+        _ => LabImages::from(&images::locate().map_err(Failure::usage)?),
     };
     lab::run(&LabRequest {
         program,
         arguments: args.arguments,
         agent: neap,
         images,
-        memory: args.memory.unwrap_or_else(lab::default_memory),
+        memory: args.memory.map_or_else(lab::default_memory, |size| size.0),
         cpus: args.cpus,
         time_limit: args.time_limit,
         verbose: args.verbose,
@@ -92,18 +93,6 @@ pub struct LabAgentArgs {}
 /// Carries the lab agent out.
 pub fn execute_agent(_args: LabAgentArgs) -> Outcome {
     agent::main().map(|()| crate::failure::SUCCESS).map_err(Failure::usage)
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no size; 6G or 6144M would do");
-    let (number, unit) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], KIB),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], MIB),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], GIB),
-        Some(b'T' | b't') => (&text[..text.len() - 1], TIB),
-        _ => (text, 1),
-    };
-    number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -18,6 +18,8 @@
 //! taken from stdin ahead of it (as `ssh` does); a file outside the working
 //! folder that changes while the lab runs may be seen as it was.
 
+use crate::images::GuestImages;
+
 pub mod agent;
 mod environment;
 mod flow;
@@ -62,6 +64,12 @@ pub struct LabImages {
     pub kernel: PathBuf,
     /// Initramfs: busybox as `/bin/busybox`, guest-images/lab-init as `/init`.
     pub initramfs: PathBuf,
+}
+
+impl From<&GuestImages> for LabImages {
+    fn from(images: &GuestImages) -> Self {
+        Self { kernel: images.vmlinux.clone(), initramfs: images.lab_initramfs.clone() }
+    }
 }
 
 /// A program to run in a lab, and the lab.
