@@ -207,7 +207,7 @@ impl Missing {
 }
 
 /// Installs what `need` lacks, if this process may.
-pub(super) fn ensure(
+pub(crate) fn ensure(
     need: Need,
     lock: &CacheLock,
     interrupts: &Interrupts,
