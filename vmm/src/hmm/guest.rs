@@ -15,13 +15,13 @@ use crate::images::guarded::{self, Guarded, Interrupts};
 /// The two windows that test_hmm gets: above any RAM that a guest of this
 /// command has, and below 2^39, which every processor with nested paging can
 /// address.
-pub const WINDOWS: [Gpa; 2] = [Gpa(0x10_0000_0000), Gpa(0x10_1000_0000)];
+pub(super) const WINDOWS: [Gpa; 2] = [Gpa(0x10_0000_0000), Gpa(0x10_1000_0000)];
 /// Size of each window; test_hmm takes memory in chunks of this.
-pub const WINDOW_SIZE: &str = "256M";
+pub(super) const WINDOW_SIZE: &str = "256M";
 /// Kernel command line. A panic resets the machine, which ends the run; the
 /// console is kept free of the kernel's messages, because they would cut the
 /// lines of the tests in two.
-pub const CMDLINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
+pub(super) const CMDLINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
 
 /// Between two looks at whether a signal arrived.
 const POLL: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ const LAST_WORDS: Duration = Duration::from_secs(20);
 
 /// Why the lines of a guest ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum End {
+pub(super) enum End {
     /// The console closed.
     Closed,
     /// The time limit passed.
@@ -41,7 +41,7 @@ pub enum End {
 
 /// How the guest's process ended.
 #[derive(Debug)]
-pub struct Ended {
+pub(super) struct Ended {
     /// Its status, unless it had to be killed.
     pub status: Option<ExitStatus>,
     /// What it wrote to stderr.
@@ -49,7 +49,7 @@ pub struct Ended {
 }
 
 /// The arguments of `neap run`.
-pub fn arguments(kernel: &Path, initrd: &Path, cpus: u32, memory: &str) -> Vec<OsString> {
+pub(super) fn arguments(kernel: &Path, initrd: &Path, cpus: u32, memory: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["run".into(), "--kernel".into(), kernel.into()];
     arguments.extend(["--initrd".into(), initrd.into()]);
     arguments.extend(["--cmdline".into(), CMDLINE.into()]);
@@ -63,7 +63,7 @@ pub fn arguments(kernel: &Path, initrd: &Path, cpus: u32, memory: &str) -> Vec<O
 }
 
 /// A running guest.
-pub struct Guest {
+pub(super) struct Guest {
     child: Guarded,
     lines: Receiver<(Instant, String)>,
     stderr: Receiver<String>,
@@ -73,7 +73,7 @@ pub struct Guest {
 
 impl Guest {
     /// Starts `program`, this very binary, with the arguments of `neap run`.
-    pub fn start(program: &Path, arguments: &[OsString]) -> std::io::Result<Self> {
+    pub(super) fn start(program: &Path, arguments: &[OsString]) -> std::io::Result<Self> {
         let mut command = guarded::command(program);
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
@@ -105,7 +105,7 @@ impl Guest {
 
     /// Hands each line of the console with its time of arrival to `see`,
     /// until there are no more, `deadline` passes or a signal arrives.
-    pub fn follow(
+    pub(super) fn follow(
         &mut self,
         deadline: Instant,
         interrupts: &Interrupts,
@@ -129,7 +129,7 @@ impl Guest {
 
     /// Waits a short time for the end of the process and then makes sure of
     /// it.
-    pub fn finish(mut self, end: &End) -> Ended {
+    pub(super) fn finish(mut self, end: &End) -> Ended {
         let patience = if *end == End::Closed { LAST_WORDS } else { Duration::ZERO };
         let status = self.child.wait_until(Instant::now() + patience).ok().flatten();
         self.child.stop();

@@ -9,7 +9,7 @@ use super::verdict::{Record, Verdict};
 
 /// Times of a run.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Times {
+pub(super) struct Times {
     /// Start of the machine's process to the first line of the guest's
     /// `/init`.
     pub boot: Option<Duration>,
@@ -18,7 +18,7 @@ pub struct Times {
 }
 
 /// The line that a success ends with.
-pub fn success_line(verdict: &Verdict, record: &Record) -> String {
+pub(super) fn success_line(verdict: &Verdict, record: &Record) -> String {
     let mut line = format!("hmm-tests: {} passed, 0 failed", verdict.passed);
     if !verdict.names_checked {
         line.push_str(&format!(
@@ -30,7 +30,7 @@ pub fn success_line(verdict: &Verdict, record: &Record) -> String {
 }
 
 /// The line that a failure ends with.
-pub fn failure_line(verdict: &Verdict) -> String {
+pub(super) fn failure_line(verdict: &Verdict) -> String {
     let Verdict { passed, failed, skipped, problems, .. } = verdict;
     format!(
         "hmm-tests: {passed} passed, {failed} failed, {skipped} skipped; {}",
@@ -39,7 +39,7 @@ pub fn failure_line(verdict: &Verdict) -> String {
 }
 
 /// The table under either.
-pub fn table(place: Place, record: &Record, times: Times) -> String {
+pub(super) fn table(place: Place, record: &Record, times: Times) -> String {
     let kernel = record.kernel.as_deref().map_or("unknown".to_owned(), |r| format!("Linux {r}"));
     [
         ("ran in", place.describe().to_owned()),
@@ -56,7 +56,7 @@ fn seconds(time: Option<Duration>) -> String {
 }
 
 /// Everything as one JSON object; times in milliseconds.
-pub fn json(place: Place, record: &Record, verdict: &Verdict, times: Times) -> String {
+pub(super) fn json(place: Place, record: &Record, verdict: &Verdict, times: Times) -> String {
     let milliseconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1e3);
     json!({
         "place": place.name(),

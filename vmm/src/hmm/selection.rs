@@ -30,14 +30,14 @@ impl Variant {
 
 /// Every test of hmm-tests in the series that `release` belongs to (`6.12`
 /// for `6.12.117`), or `None` if no list is kept for it.
-pub fn known_tests(release: &str) -> Option<BTreeSet<&'static str>> {
+pub(super) fn known_tests(release: &str) -> Option<BTreeSet<&'static str>> {
     let series = series(release)?;
     let (_, list) = HMM_TEST_LISTS.iter().find(|(kept, _)| *kept == series)?;
     Some(list.lines().filter(|line| !line.is_empty()).collect())
 }
 
 /// `6.12` for `6.12.117` and for `6.12-rc3`.
-pub fn series(release: &str) -> Option<String> {
+pub(super) fn series(release: &str) -> Option<String> {
     let mut parts = release.split(|mark: char| !mark.is_ascii_digit());
     let (major, minor) = (parts.next()?, parts.next()?);
     (!major.is_empty() && !minor.is_empty()).then(|| format!("{major}.{minor}"))
@@ -54,14 +54,14 @@ struct Filter {
 
 /// The tests that a run is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection {
+pub(super) struct Selection {
     filters: Vec<Filter>,
 }
 
 impl Selection {
     /// Tests of `variant` that `arguments`, in the harness's own syntax,
     /// select. The error is a line about the arguments.
-    pub fn new(variant: Variant, arguments: &[String]) -> Result<Self, String> {
+    pub(super) fn new(variant: Variant, arguments: &[String]) -> Result<Self, String> {
         // Excluding the other kind, before anything else, makes what follows
         // select within this kind; including this kind would add to it.
         let excluded: &[&str] = match variant {
@@ -93,7 +93,7 @@ impl Selection {
     }
 
     /// The arguments for hmm-tests.
-    pub fn arguments(&self) -> Vec<String> {
+    pub(super) fn arguments(&self) -> Vec<String> {
         self.filters
             .iter()
             .flat_map(|filter| [format!("-{}", filter.kind), filter.name.clone()])
@@ -101,7 +101,7 @@ impl Selection {
     }
 
     /// Whether the harness runs the test called `full_name`.
-    pub fn contains(&self, full_name: &str) -> bool {
+    pub(super) fn contains(&self, full_name: &str) -> bool {
         let parts: Vec<&str> = full_name.split('.').collect();
         let (fixture, variant, test) = match parts[..] {
             [fixture, test] => (fixture, "", test),

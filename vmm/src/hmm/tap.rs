@@ -5,7 +5,7 @@
 
 /// One line of the console, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(super) enum Event {
     /// `/init` runs.
     Up,
     /// What the guest's kernel calls itself.
@@ -25,7 +25,7 @@ pub enum Event {
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TestOutcome {
+pub(super) enum TestOutcome {
     /// It passed without reservation.
     Passed,
     /// It did not run; the harness itself counts that as a pass.
@@ -36,7 +36,7 @@ pub enum TestOutcome {
 
 /// A result line.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct TestResult {
+pub(super) struct TestResult {
     /// Full name: fixture, variant and test, with dots between.
     pub name: String,
     /// How it ended.
@@ -45,7 +45,7 @@ pub struct TestResult {
 
 /// The line `# Totals:`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub(super) struct Totals {
     /// Tests that passed.
     pub pass: u64,
     /// Tests that failed.
@@ -65,7 +65,7 @@ pub struct Totals {
 /// A message of the kernel may come between two writes of a program and end
 /// up before a line of the protocol, so that text before it is allowed;
 /// a line cut in two is not recognised and counts as missing.
-pub fn parse(line: &str) -> Option<Event> {
+pub(super) fn parse(line: &str) -> Option<Event> {
     let line = line.trim_end_matches(['\r', '\n', ' ']);
     if let Some(text) = after(line, "neap-guest: ") {
         return match text.split_once(' ') {

@@ -61,7 +61,7 @@ const MODULES: &[&str] = &[
 
 /// A built kernel tree that serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tree {
+pub(super) struct Tree {
     /// Where the sources are; differs from the build's folder after `make O=`.
     source: PathBuf,
     /// The kernel to boot.
@@ -71,7 +71,7 @@ pub struct Tree {
 
 impl Tree {
     /// Looks at the tree built in `folder`.
-    pub fn open(folder: &Path) -> Result<Self, ImageError> {
+    pub(super) fn open(folder: &Path) -> Result<Self, ImageError> {
         let wrong = |problem: String| ImageError::KernelTree { path: folder.to_owned(), problem };
         let folder = fs::canonicalize(folder).map_err(|error| wrong(error.to_string()))?;
         let source = Some(folder.join("source")).filter(|link| link.is_dir());
@@ -107,7 +107,7 @@ impl Tree {
 
     /// Builds hmm-tests from the tree, unless that was done for the same
     /// sources, and makes an initramfs with the tree's modules.
-    pub fn initramfs(&self) -> Result<PathBuf, ImageError> {
+    pub(super) fn initramfs(&self) -> Result<PathBuf, ImageError> {
         let key = self.sources_key()?;
         let lock = Cache::from_env()?.lock()?;
         let interrupts = Interrupts::watch()

@@ -9,7 +9,7 @@ use super::tap::{Event, TestOutcome, TestResult, Totals};
 
 /// What a run has said so far.
 #[derive(Clone, Debug, Default)]
-pub struct Record {
+pub(super) struct Record {
     /// What the guest's kernel calls itself.
     pub kernel: Option<String>,
     /// Number of tests that the harness announced.
@@ -26,7 +26,7 @@ pub struct Record {
 
 /// The judgement on a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub(super) struct Verdict {
     /// Tests that passed.
     pub passed: usize,
     /// Tests that failed.
@@ -41,7 +41,7 @@ pub struct Verdict {
 
 impl Record {
     /// Takes an event down.
-    pub fn note(&mut self, event: Event) {
+    pub(super) fn note(&mut self, event: Event) {
         match event {
             Event::Up => {}
             Event::Kernel(release) => self.kernel = Some(release),
@@ -58,7 +58,7 @@ impl Record {
     }
 
     /// Judges the run, which was asked for the tests in `selection`.
-    pub fn judge(&self, selection: &Selection) -> Verdict {
+    pub(super) fn judge(&self, selection: &Selection) -> Verdict {
         let known = self.kernel.as_deref().and_then(known_tests);
         let mut verdict = Verdict {
             passed: self.count(TestOutcome::Passed),
@@ -111,7 +111,7 @@ impl Record {
     }
 
     /// The kernel series, for messages.
-    pub fn series(&self) -> String {
+    pub(super) fn series(&self) -> String {
         let release = self.kernel.as_deref().unwrap_or("unknown");
         series(release).unwrap_or_else(|| release.to_owned())
     }
