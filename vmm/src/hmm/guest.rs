@@ -48,6 +48,14 @@ pub(super) struct Ended {
     pub stderr: String,
 }
 
+/// What a `neap run` that failed says in `stderr`: its last line of its own,
+/// or else the first line of all.
+pub(crate) fn last_words(stderr: &str) -> Option<String> {
+    let mut lines = stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let own = lines.clone().rev().find_map(|line| line.strip_prefix("neap: "));
+    own.or_else(|| lines.next()).map(str::to_owned)
+}
+
 /// The arguments of `neap run`.
 pub(super) fn arguments(kernel: &Path, initrd: &Path, cpus: u32, memory: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["run".into(), "--kernel".into(), kernel.into()];
@@ -161,6 +169,15 @@ mod tests {
         let ended = guest.finish(&end);
         assert_eq!(ended.status.unwrap().code(), Some(2));
         assert_eq!(ended.stderr, "bad\n");
+    }
+
+    #[test]
+    fn the_line_that_says_why_is_found_in_stderr() {
+        let usage = "error: unexpected argument '--x'\n\nUsage: neap run\n";
+        assert_eq!(last_words(usage).unwrap(), "error: unexpected argument '--x'");
+        let noisy = "neap: no KVM\nneap: --memory 1X: bad\nTerminated\n";
+        assert_eq!(last_words(noisy).unwrap(), "--memory 1X: bad");
+        assert_eq!(last_words(" \n"), None);
     }
 
     #[test]

@@ -160,15 +160,14 @@ pub fn execute(plan: &Plan, place: Place) -> Outcome {
         return Err(Failure::test("hmm-tests: stopped by a signal; the guest was ended"));
     }
     let Watch { record, times, .. } = watch;
-    let last_words = ended.stderr.lines().rfind(|line| !line.trim().is_empty());
-    let last_words = last_words.map(|line| line.trim().trim_start_matches("neap: "));
+    let last_words = guest::last_words(&ended.stderr);
     let code = ended.status.and_then(|status| status.code());
     if times.boot.is_none()
-        && let (Some(code @ 1..=2), Some(message)) = (code, last_words)
+        && let (Some(code @ 1..=2), Some(message)) = (code, last_words.clone())
     {
         // The machine never ran; what it says about that is the answer.
         let status = if code == 1 { crate::failure::USAGE } else { crate::failure::VM_FAILED };
-        return Err(Failure { status, message: message.to_owned() });
+        return Err(Failure { status, message });
     }
 
     let mut verdict = record.judge(&plan.selection);
