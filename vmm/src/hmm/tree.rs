@@ -109,10 +109,11 @@ impl Tree {
     /// sources, and makes an initramfs with the tree's modules.
     pub(super) fn initramfs(&self) -> Result<PathBuf, ImageError> {
         let key = self.sources_key()?;
+        packages::require_means(packages::Need::Compile)?;
         let lock = Cache::from_env()?.lock()?;
         let interrupts = Interrupts::watch()
             .map_err(|source| ImageError::Spawn { program: "a signal handler".into(), source })?;
-        packages::ensure(packages::Need::BuildAndRun, &lock, &interrupts)?;
+        packages::ensure(packages::Need::Compile, &lock, &interrupts)?;
         let program = build::hmm_tests(&self.source, &key, &lock, &interrupts)?;
         build::initramfs(&program, &self.modules, &lock)
     }

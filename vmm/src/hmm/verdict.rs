@@ -165,6 +165,8 @@ mod tests {
         Selection::new(Variant::All, &[]).unwrap()
     }
 
+    type Damage = fn(&mut Record);
+
     fn good() -> Record {
         let result =
             |name: &&str| TestResult { name: (*name).to_owned(), outcome: TestOutcome::Passed };
@@ -188,7 +190,7 @@ mod tests {
 
     #[test]
     fn every_way_to_fall_short_is_a_failure_that_says_so() {
-        let breaks: [(&str, fn(&mut Record)); 9] = [
+        let breaks: [(&str, Damage); 9] = [
             ("were skipped: hmm.hmm_device_coherent", |record| {
                 record.results[0].outcome = TestOutcome::Skipped;
             }),
