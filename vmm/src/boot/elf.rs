@@ -50,10 +50,7 @@ pub fn is_elf(head: &[u8]) -> bool {
 }
 
 fn array<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N], ElfError> {
-    bytes
-        .get(offset..offset + N)
-        .and_then(|slice| slice.try_into().ok())
-        .ok_or(ElfError::Truncated)
+    bytes.get(offset..offset + N).and_then(|slice| slice.try_into().ok()).ok_or(ElfError::Truncated)
 }
 
 fn u16_at(bytes: &[u8], offset: usize) -> Result<u16, ElfError> {

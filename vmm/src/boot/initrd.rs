@@ -50,8 +50,8 @@ pub fn load(
         return Err(InitrdError::NotAFile);
     }
     let size = metadata.len();
-    let range = place(size, kernel_end, limit)
-        .ok_or(InitrdError::TooLarge { size, kernel_end, limit })?;
+    let range =
+        place(size, kernel_end, limit).ok_or(InitrdError::TooLarge { size, kernel_end, limit })?;
     memory
         .read_exact_volatile_from(GuestAddress(range.base().0), &mut file, size as usize)
         .map_err(InitrdError::Load)?;

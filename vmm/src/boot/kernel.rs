@@ -1,10 +1,10 @@
 //! The kernel image: what kind it is, whether it fits, and loading it.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::str::FromStr;
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
@@ -73,7 +73,9 @@ pub enum KernelError {
         expected: u64,
     },
     /// A kernel without a 64-bit entry.
-    #[error("is a bzImage without a 64-bit entry point (boot protocol 2.12 or later, 64-bit kernel)")]
+    #[error(
+        "is a bzImage without a 64-bit entry point (boot protocol 2.12 or later, 64-bit kernel)"
+    )]
     No64BitEntry,
     /// An ELF file without the note that PVH needs.
     #[error("has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY) to start from")]
@@ -149,6 +151,11 @@ impl KernelImage {
         !matches!(self.kind, Kind::Elf { linux: false })
     }
 
+    /// Whether it is a bzImage, which has no PVH note.
+    pub fn is_bzimage(&self) -> bool {
+        matches!(self.kind, Kind::BzImage)
+    }
+
     /// Loads the kernel and says where it starts. `ram` is the end of RAM
     /// below 4 GiB.
     ///
@@ -195,7 +202,8 @@ impl KernelImage {
 /// kernel header") and returns the end of the memory that the kernel needs to
 /// unpack itself.
 fn check_bzimage(head: &[u8], length: u64) -> Result<u64, KernelError> {
-    if u16::from_le_bytes(field(head, BOOT_FLAG)) != 0xaa55 || &field::<4>(head, HEADER_MAGIC) != b"HdrS"
+    if u16::from_le_bytes(field(head, BOOT_FLAG)) != 0xaa55
+        || &field::<4>(head, HEADER_MAGIC) != b"HdrS"
     {
         return Err(KernelError::Unknown);
     }
@@ -218,12 +226,15 @@ fn check_bzimage(head: &[u8], length: u64) -> Result<u64, KernelError> {
     Ok(preferred.saturating_add(needed))
 }
 
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Linux64 => "64-bit boot protocol",
-            Self::Pvh => "PVH",
-        })
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "linux64" => Ok(Self::Linux64),
+            "pvh" => Ok(Self::Pvh),
+            _ => Err(format!("\"{text}\" is neither linux64 nor pvh")),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod efi;
 pub mod elf;
 pub mod initrd;
 pub mod kernel;
+pub mod load;
 pub mod map;
 pub mod params;
 pub mod pvh;
@@ -31,7 +32,5 @@ pub struct WriteError {
 /// # Errors
 /// The range is no guest memory.
 pub fn write(memory: &GuestMemoryMmap, at: Gpa, bytes: &[u8]) -> Result<(), WriteError> {
-    memory
-        .write_slice(bytes, GuestAddress(at.0))
-        .map_err(|source| WriteError { at, source })
+    memory.write_slice(bytes, GuestAddress(at.0)).map_err(|source| WriteError { at, source })
 }

@@ -53,7 +53,9 @@ pub struct ZeroPage<'a> {
 
 /// A memory map longer than the zero page can hold.
 #[derive(Debug, thiserror::Error)]
-#[error("the memory map has {0} entries, the zero page holds {MAX_E820}: use fewer device regions or nodes")]
+#[error(
+    "the memory map has {0} entries, the zero page holds {MAX_E820}: use fewer device regions or nodes"
+)]
 pub struct MapTooLong(pub usize);
 
 impl ZeroPage<'_> {
@@ -63,8 +65,10 @@ impl ZeroPage<'_> {
     /// The memory map is too long.
     pub fn to_bytes(&self) -> Result<Vec<u8>, MapTooLong> {
         let mut params = boot_params::default();
-        params.hdr = self.setup_header.unwrap_or_else(|| {
-            setup_header { boot_flag: 0xaa55, header: 0x5372_6448, ..Default::default() }
+        params.hdr = self.setup_header.unwrap_or_else(|| setup_header {
+            boot_flag: 0xaa55,
+            header: 0x5372_6448,
+            ..Default::default()
         });
         params.hdr.type_of_loader = LOADER_UNDEFINED;
         params.hdr.loadflags |= LOADED_HIGH;

@@ -12,6 +12,7 @@ use neap_memory::{Backing, Gpa, GpaRange};
 use super::spec::{DeviceMemoryOption, MemoryOption, VmOptions};
 use super::units::{Size, Switch};
 use super::{ConfigError, topology};
+use crate::boot::kernel::Protocol;
 use crate::platform::CMDLINE_MAX;
 use crate::topology::Topology;
 
@@ -25,6 +26,8 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 pub struct VmConfig {
     /// Kernel image.
     pub kernel: PathBuf,
+    /// How to start it, if somebody said.
+    pub protocol: Option<Protocol>,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Kernel command line, without NUL, short enough for the kernel.
@@ -124,6 +127,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         .collect();
     Ok(VmConfig {
         kernel,
+        protocol: options.boot_protocol,
         initrd: options.initrd,
         cmdline,
         layout,

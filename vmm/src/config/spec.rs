@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::keyvalue::{KeyValues, Keyed, lenient, lenient_option};
 use super::units::{Address, Bandwidth, CpuList, Size, Switch};
+use crate::boot::kernel::Protocol;
 
 /// Options of a virtual machine.
 #[derive(Args, Deserialize, Clone, Debug, Default)]
@@ -19,6 +20,11 @@ pub struct VmOptions {
     /// Kernel: a bzImage, a vmlinux, or any ELF with a PVH note
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+
+    /// How to start the kernel [default: linux64 for Linux, pvh for any other ELF]
+    #[arg(long, value_name = "linux64|pvh")]
+    #[serde(deserialize_with = "lenient_option")]
+    pub boot_protocol: Option<Protocol>,
 
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
@@ -204,6 +210,7 @@ impl VmOptions {
             first
         }
         self.kernel = self.kernel.or(file.kernel);
+        self.boot_protocol = self.boot_protocol.or(file.boot_protocol);
         self.initrd = self.initrd.or(file.initrd);
         self.cmdline = self.cmdline.or(file.cmdline);
         self.cpus = self.cpus.or(file.cpus);

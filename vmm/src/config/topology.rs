@@ -49,10 +49,10 @@ pub(super) fn resolve(request: &Request<'_>, layout: &Layout) -> Result<Topology
     let memory = assign_memory(request, &nodes, layout)?;
     let distances = distances(request.distances, count)?;
     let performance = performance(request.hmat, count, &cpu_nodes, &memory)?;
-    let apic_ids = apic_ids(&cpu_nodes);
+    let (core_bits, apic_ids) = apic_ids(&cpu_nodes);
     let cpus =
         cpu_nodes.iter().zip(apic_ids).map(|(&node, apic_id)| Cpu { apic_id, node }).collect();
-    Ok(Topology { cpus, memory, numa, distances, performance })
+    Ok(Topology { cpus, core_bits, memory, numa, distances, performance })
 }
 
 type Nodes<'a> = BTreeMap<u32, Option<&'a NumaOption>>;
@@ -265,8 +265,9 @@ fn performance(
 
 /// Local APIC ids: one package per node, so that the caches which CPUID
 /// declares shared within a package never span two nodes (Linux warns if they
-/// do). Falls back to one package where the ids would pass xAPIC's.
-fn apic_ids(cpu_nodes: &[u32]) -> Vec<u32> {
+/// do). Falls back to one package where the ids would pass xAPIC's. Returns
+/// the bits that number cores within a package, and the ids.
+fn apic_ids(cpu_nodes: &[u32]) -> (u32, Vec<u32>) {
     let mut populated: Vec<u32> = cpu_nodes.to_vec();
     populated.sort_unstable();
     populated.dedup();
@@ -277,7 +278,8 @@ fn apic_ids(cpu_nodes: &[u32]) -> Vec<u32> {
         .unwrap_or(1);
     let width = most.next_power_of_two() as u32;
     if width.saturating_mul(populated.len() as u32) > XAPIC_LIMIT {
-        return (0..cpu_nodes.len() as u32).collect();
+        let ids: Vec<u32> = (0..cpu_nodes.len() as u32).collect();
+        return (ids.len().next_power_of_two().trailing_zeros(), ids);
     }
     let mut next = vec![0u32; populated.len()];
     let mut ids = Vec::with_capacity(cpu_nodes.len());
@@ -286,7 +288,7 @@ fn apic_ids(cpu_nodes: &[u32]) -> Vec<u32> {
         ids.push(package as u32 * width + next[package]);
         next[package] += 1;
     }
-    ids
+    (width.trailing_zeros(), ids)
 }
 
 #[cfg(test)]
@@ -370,14 +372,14 @@ mod tests {
 
     #[test]
     fn every_node_is_a_package() {
-        assert_eq!(apic_ids(&[0, 0, 0, 1, 1]), [0, 1, 2, 4, 5]);
-        assert_eq!(apic_ids(&[0, 1, 0, 1]), [0, 2, 1, 3]);
+        assert_eq!(apic_ids(&[0, 0, 0, 1, 1]), (2, vec![0, 1, 2, 4, 5]));
+        assert_eq!(apic_ids(&[0, 1, 0, 1]), (1, vec![0, 2, 1, 3]));
     }
 
     proptest! {
         #[test]
         fn apic_ids_are_unique_and_within_xapic(nodes in prop::collection::vec(0u32..64, 1..65)) {
-            let ids = apic_ids(&nodes);
+            let (_, ids) = apic_ids(&nodes);
             let mut unique = ids.clone();
             unique.sort_unstable();
             unique.dedup();

@@ -24,14 +24,26 @@ impl CpuTopology {
     }
 }
 
-/// Physical address bits of a guest (leaf 0x8000_0008, EAX bits 7:0); 36 when
-/// the processor does not say (Intel SDM volume 2A, CPUID).
+/// Physical address bits of a processor that does not say (Intel SDM volume
+/// 2A, CPUID).
+const DEFAULT_ADDRESS_BITS: u8 = 36;
+
+/// Physical address bits of a guest (leaf 0x8000_0008, EAX bits 7:0).
 pub fn address_bits(cpuid: &CpuId) -> u8 {
     cpuid
         .as_slice()
         .iter()
         .find(|entry| entry.function == 0x8000_0008)
-        .map_or(36, |entry| (entry.eax & 0xff) as u8)
+        .map_or(DEFAULT_ADDRESS_BITS, |entry| (entry.eax & 0xff) as u8)
+}
+
+/// The same of the host, which KVM hands on to its guests; needs no KVM.
+pub fn host_address_bits() -> u8 {
+    use std::arch::x86_64::__cpuid;
+    match __cpuid(0x8000_0000).eax {
+        0x8000_0008.. => (__cpuid(0x8000_0008).eax & 0xff) as u8,
+        _ => DEFAULT_ADDRESS_BITS,
+    }
 }
 
 /// Adapts `supported` to one vCPU.

@@ -94,9 +94,9 @@ pub fn handle(exit: VcpuExit<'_>, buses: &Buses, counters: &ExitCounters) -> Nex
             return Next::Resume;
         }
         VcpuExit::Shutdown => Next::TripleFault,
-        VcpuExit::FailEntry(reason, cpu) => {
-            Next::Fail(format!("the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"))
-        }
+        VcpuExit::FailEntry(reason, cpu) => Next::Fail(format!(
+            "the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"
+        )),
         VcpuExit::InternalError => {
             Next::Fail("KVM could not emulate an instruction (KVM_EXIT_INTERNAL_ERROR)".to_owned())
         }

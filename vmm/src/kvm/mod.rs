@@ -28,10 +28,14 @@ const API_VERSION: i32 = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No device file.
-    #[error("{DEVICE} is not there: load kvm_intel or kvm_amd, enable virtualisation in the firmware, or use neap lab")]
+    #[error(
+        "{DEVICE} is not there: load kvm_intel or kvm_amd, enable virtualisation in the firmware, or use neap lab"
+    )]
     Missing,
     /// No permission.
-    #[error("{DEVICE} is there, but this user may not use it: become root, or join the group that owns it (often kvm)")]
+    #[error(
+        "{DEVICE} is there, but this user may not use it: become root, or join the group that owns it (often kvm)"
+    )]
     Permission,
     /// Another error.
     #[error("{DEVICE} cannot be opened: {0}")]

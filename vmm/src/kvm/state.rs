@@ -95,8 +95,7 @@ fn descriptor(segment: &kvm_segment) -> u64 {
         | u64::from(segment.s) << 4
         | u64::from(segment.dpl) << 5
         | u64::from(segment.present) << 7;
-    let flags =
-        u64::from(segment.l) << 1 | u64::from(segment.db) << 2 | u64::from(segment.g) << 3;
+    let flags = u64::from(segment.l) << 1 | u64::from(segment.db) << 2 | u64::from(segment.g) << 3;
     (limit & 0xffff)
         | (segment.base & 0xff_ffff) << 16
         | access << 40
@@ -181,7 +180,10 @@ mod tests {
     #[test]
     fn descriptors_are_the_flat_ones() {
         let long = gdt(Entry::Linux64 { rip: Gpa(0) });
-        assert_eq!(long, [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]);
+        assert_eq!(
+            long,
+            [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]
+        );
         let protected = gdt(Entry::Pvh { rip: Gpa(0) });
         assert_eq!(protected[2], 0x00cf_9b00_0000_ffff);
     }
