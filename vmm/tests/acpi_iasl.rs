@@ -27,6 +27,7 @@ fn topology() -> Topology {
         write_bandwidth_mbps: Some(bandwidth),
     };
     Topology {
+        core_bits: 0,
         cpus: vec![Cpu { apic_id: 0, node: 0 }, Cpu { apic_id: 300, node: 1 }],
         memory: vec![
             memory(0, 0, GIB, MemoryKind::Ram),

@@ -33,6 +33,7 @@ fn performance(initiator: u32, target: u32) -> Performance {
 fn three_nodes() -> Topology {
     let spm = NodeMemory { node: 2, range: range(4 * GIB, GIB), kind: MemoryKind::Spm };
     Topology {
+        core_bits: 0,
         cpus: vec![Cpu { apic_id: 0, node: 0 }, Cpu { apic_id: 1, node: 1 }],
         memory: vec![ram(0, 0, GIB), ram(1, GIB, GIB), spm],
         numa: true,
@@ -50,6 +51,7 @@ fn three_nodes() -> Topology {
 
 fn flat() -> Topology {
     Topology {
+        core_bits: 0,
         cpus: vec![Cpu { apic_id: 0, node: 0 }],
         memory: vec![ram(0, 0, 64 * MIB)],
         numa: false,
@@ -137,6 +139,7 @@ fn mcfg_names_the_whole_ecam() {
 #[test]
 fn madt_matches_a_table_written_by_hand() {
     let topology = Topology {
+        core_bits: 0,
         cpus: vec![Cpu { apic_id: 3, node: 0 }, Cpu { apic_id: 0x123, node: 0 }],
         ..flat()
     };
@@ -159,6 +162,7 @@ fn madt_matches_a_table_written_by_hand() {
 #[test]
 fn srat_matches_a_table_written_by_hand() {
     let topology = Topology {
+        core_bits: 0,
         cpus: vec![Cpu { apic_id: 7, node: 0x102 }, Cpu { apic_id: 0x123, node: 1 }],
         memory: vec![ram(1, 0x1_0000_0000, 0x8000_0000)],
         numa: true,
@@ -253,6 +257,7 @@ fn the_largest_machine_fits_its_place() {
     };
     // Ids from 255 on need the larger structures.
     let topology = Topology {
+        core_bits: 0,
         cpus: nodes.clone().map(|n| Cpu { apic_id: n + madt::FIRST_X2APIC, node: n }).collect(),
         // Two ranges a node, which is all that Linux keeps.
         memory: (0..128).map(|i| ram(i / 2, u64::from(i) * GIB, GIB)).collect(),
@@ -288,7 +293,7 @@ prop_compose! {
         let distances = (0..6)
             .map(|i| (0..6).map(|j| if i == j { 10 } else { distances[i * 6 + j] }).collect())
             .collect();
-        Topology { cpus, memory, numa: true, distances, performance }
+        Topology { cpus, core_bits: 0, memory, numa: true, distances, performance }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use linux_loader::loader::bootparam::efi_info;
 use neap_memory::{Gpa, GpaRange};
 use vm_memory::GuestMemoryMmap;
 
@@ -10,7 +11,7 @@ use super::initrd::{self, InitrdError};
 use super::kernel::{KernelError, KernelImage, Protocol};
 use super::map::{MapEntry, memory_map};
 use super::params::{MapTooLong, ZeroPage};
-use super::{WriteError, pvh, tables, write};
+use super::{WriteError, efi, pvh, tables, write};
 use crate::acpi::{self, AcpiError};
 use crate::config::VmConfig;
 use crate::kvm::state::{self, Entry};
@@ -49,6 +50,9 @@ pub enum BootError {
     /// Tables that cannot be.
     #[error("ACPI tables: {0}")]
     Acpi(#[from] AcpiError),
+    /// UEFI structures that cannot be.
+    #[error("--efi: {0}")]
+    Efi(#[from] efi::EfiError),
     /// Guest memory that does not take them.
     #[error("{0}")]
     Write(#[from] WriteError),
@@ -112,7 +116,7 @@ pub fn fill(
             write(memory, platform::PVH_START_INFO, &info)?;
         }
         Protocol::Linux64 => {
-            let efi = None;
+            let efi = if config.efi { Some(write_efi(memory, &map, acpi.rsdp)?) } else { None };
             let page = ZeroPage {
                 setup_header: kernel.setup_header,
                 map: &map,
@@ -126,4 +130,10 @@ pub fn fill(
         }
     }
     Ok(kernel.entry)
+}
+
+fn write_efi(memory: &GuestMemoryMmap, map: &[MapEntry], rsdp: Gpa) -> Result<efi_info, BootError> {
+    let tables = efi::build(map, rsdp)?;
+    write(memory, tables.base, &tables.bytes)?;
+    Ok(tables.info)
 }

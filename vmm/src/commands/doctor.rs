@@ -1,14 +1,48 @@
-//! `neap doctor`: Says what this machine can do, and why not
+//! `neap doctor`: says what this machine can do, and why not.
+
+use std::io::Write;
 
 use clap::Args;
 
-use crate::failure::{Failure, Outcome};
+use crate::doctor;
+use crate::failure::{Failure, Outcome, SUCCESS};
 
-/// Says what this machine can do, and why not
+/// Says what this machine can do for Neap, and why not.
+///
+/// Each line names a check, how good the news is (ok, limited, missing), what
+/// was found, what it means and what to do. The exit status is 0 whatever was
+/// found.
 #[derive(Args, Debug)]
-pub struct DoctorArgs {}
+pub struct DoctorArgs {
+    /// Print JSON: {"guest_mode", "guest_speed", "checks": [{"name", "state",
+    /// "value", "meaning", "advice"}]}.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Width of the text where the terminal's is not known.
+const DEFAULT_WIDTH: usize = 100;
+/// Wider lines are hard to read.
+const MAX_WIDTH: usize = 120;
 
 /// Carries the command out.
-pub fn execute(_args: DoctorArgs) -> Outcome {
-    Err(Failure::usage("not built yet"))
+pub fn execute(args: DoctorArgs) -> Outcome {
+    let report = doctor::examine();
+    let text = if args.json {
+        report.json().map_err(|error| Failure::usage(format_args!("--json: {error}")))?
+    } else {
+        report.text(width())
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::usage(format_args!("standard output: {error}")))?;
+    Ok(SUCCESS)
+}
+
+fn width() -> usize {
+    rustix::termios::tcgetwinsize(rustix::stdio::stdout())
+        .ok()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|columns| *columns >= 40)
+        .map_or(DEFAULT_WIDTH, |columns| columns.min(MAX_WIDTH))
 }
