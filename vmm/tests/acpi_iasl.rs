@@ -123,6 +123,7 @@ fn acpica_reads_every_table_without_complaint() {
         ("HMAT", "Entry Base Unit : 00000000000003E8"),
         ("HMAT", "Processor Proximity Domain Valid : 1"),
         ("DSDT", "Name (_HID, EisaId (\"PNP0A08\")"),
+        ("DSDT", "Name (_PXM, Zero)"),
         ("DSDT", "Name (\\_S5, Package (0x04)"),
     ];
     for (name, line) in expected {

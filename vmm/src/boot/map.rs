@@ -121,7 +121,7 @@ pub(crate) mod tests {
         /// hole, then RAM and SPM in any order above it, with and without
         /// gaps; sometimes SPM below the hole.
         pub(crate) fn memories()(
-            low in prop::collection::vec(32u64..700, 1..4),
+            low in prop::collection::vec(32u64..500, 1..4),
             low_spm in prop::option::of(1u64..200),
             high in prop::collection::vec((1u64..3000, any::<bool>(), 0u64..3), 0..12),
         ) -> Vec<NodeMemory> {
