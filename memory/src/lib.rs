@@ -5,6 +5,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod addr;
+pub mod backing;
+pub mod guest;
 pub mod layout;
+pub mod region;
 
 pub use addr::{Gpa, GpaRange};
+pub use backing::Backing;
+pub use guest::GuestMemory;

@@ -54,6 +54,9 @@ pub struct Performance {
 pub struct Topology {
     /// vCPUs in order of their index.
     pub cpus: Vec<Cpu>,
+    /// Low bits of an APIC id that number the cores of a package; the bits
+    /// above number the packages.
+    pub core_bits: u32,
     /// Every byte of RAM and SPM once, in order of address.
     pub memory: Vec<NodeMemory>,
     /// Whether the guest is told of NUMA at all (SRAT, SLIT, HMAT).

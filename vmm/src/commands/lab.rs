@@ -1,16 +1,89 @@
-//! `neap lab`: Runs a neap command inside the lab
+//! `neap lab`: runs a `neap` command, or any program, inside the lab.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
 
+use crate::config::units::Size;
 use crate::failure::{Failure, Outcome};
+use crate::images;
+use crate::lab::{self, LabError, LabImages, LabRequest, agent};
 
-/// Runs a neap command inside the lab
+/// Runs a neap command inside the lab: a machine in software emulation that
+/// has nested paging, sees this machine's files and writes to the working
+/// folder.
 #[derive(Args, Debug)]
-pub struct LabArgs {}
+#[command(after_help = "Example: neap lab -- doctor")]
+pub struct LabArgs {
+    /// RAM of the lab [default: 6G, or three quarters of what is available]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// CPUs of the lab
+    #[arg(long, value_name = "N", default_value_t = lab::CPUS)]
+    cpus: u32,
+    /// End the lab after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    time_limit: Option<Duration>,
+    /// Show the console of the lab's kernel on stderr
+    #[arg(long)]
+    verbose: bool,
+    /// Run this program instead of neap
+    #[arg(long, value_name = "PATH", hide = true)]
+    program: Option<PathBuf>,
+    /// Boot this kernel instead of the one that `neap setup` built
+    #[arg(long, value_name = "PATH", hide = true, requires = "lab_initramfs")]
+    lab_kernel: Option<PathBuf>,
+    /// Boot this initramfs instead of the one that `neap setup` built
+    #[arg(long, value_name = "PATH", hide = true, requires = "lab_kernel")]
+    lab_initramfs: Option<PathBuf>,
+    /// What neap runs in the lab
+    #[arg(last = true, value_name = "ARGS")]
+    arguments: Vec<OsString>,
+}
 
 /// Carries the command out.
-pub fn execute(_args: LabArgs) -> Outcome {
-    Err(Failure::usage("not built yet"))
+pub fn execute(args: LabArgs) -> Outcome {
+    let neap = env::current_exe()
+        .map_err(|error| Failure::vm(format_args!("cannot find the path of neap: {error}")))?;
+    let program = match args.program {
+        Some(program) => program.canonicalize().map_err(|error| {
+            Failure::usage(format_args!("--program {}: {error}", program.display()))
+        })?,
+        None if args.arguments.is_empty() => {
+            return Err(Failure::usage("lab: no command after `--`; try `neap lab -- doctor`"));
+        }
+        None => neap.clone(),
+    };
+    if lab::inside() {
+        eprintln!("neap: this is the lab already; running {} directly", program.display());
+        let error = Command::new(&program).args(args.arguments).exec();
+        return Err(Failure::usage(format_args!("cannot run {}: {error}", program.display())));
+    }
+    let images = match (args.lab_kernel, args.lab_initramfs) {
+        (Some(kernel), Some(initramfs)) => LabImages { kernel, initramfs },
+        _ => LabImages::from(&images::locate().map_err(Failure::usage)?),
+    };
+    lab::run(&LabRequest {
+        program,
+        arguments: args.arguments,
+        agent: neap,
+        images,
+        memory: args.memory.map_or_else(lab::default_memory, |size| size.0),
+        cpus: args.cpus,
+        time_limit: args.time_limit,
+        verbose: args.verbose,
+    })
+    .map_err(|error| match error {
+        LabError::Cpus(_) | LabError::Memory(_) | LabError::QemuMissing => Failure::usage(error),
+        LabError::Image { .. } | LabError::AgentPath { .. } => Failure::usage(error),
+        LabError::TooLarge(_) | LabError::Program { .. } => Failure::usage(error),
+        error => Failure::vm(error),
+    })
 }
 
 /// The lab's first process; started by the lab's kernel only.
@@ -19,5 +92,12 @@ pub struct LabAgentArgs {}
 
 /// Carries the lab agent out.
 pub fn execute_agent(_args: LabAgentArgs) -> Outcome {
-    Err(Failure::usage("not built yet"))
+    agent::main().map(|()| crate::failure::SUCCESS).map_err(Failure::usage)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("{text:?} is no number of seconds from 1; 600 would do")),
+    }
 }

@@ -1,14 +1,120 @@
-//! `neap run`: Runs a guest
+//! `neap run`: runs one guest.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::json;
 
+use crate::builder::{self, BuildError, Built};
+use crate::config::{VmConfig, VmOptions, file, resolve};
+use crate::console::{self, ConsoleOutput, RawTerminal};
+use crate::event_loop::{self, ConsoleInput, Signals};
 use crate::failure::{Failure, Outcome};
+use crate::kvm::cpuid;
+use crate::kvm::exit::NAMES;
+use crate::lifecycle::{Event, State, StopReason};
+use crate::machine::Machine;
 
 /// Runs a guest
+///
+/// The guest's first serial port (console=ttyS0) is this terminal; Ctrl-A x ends the guest.
+/// Exit status: 0 the guest powered off or asked for a reset, 1 a mistake in the options,
+/// 2 the machine failed (a triple fault too), 128 plus the number for a signal.
 #[derive(Args, Debug)]
-pub struct RunArgs {}
+#[command(after_help = "Examples:
+  neap run --kernel vmlinux --initrd initramfs.cpio.gz --memory 1G --cpus 2
+  neap run --kernel bzImage --device-memory size=512M --device-memory size=512M,addr=0x200000000
+  neap run --kernel vmlinux --cpus 2 --numa node=0,cpus=0-1,memory=1G \\
+           --device-memory size=1G,node=1 --numa-distance 0:1=30 \\
+           --hmat 0:1,read-latency=300,write-latency=350,bandwidth=25G
+  neap run --config vm.toml")]
+pub struct RunArgs {
+    #[command(flatten)]
+    vm: VmOptions,
+
+    /// Read options from a file; those given here win, and lists are joined
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Write the number of exits, by kind and vCPU, to a file as JSON when the guest ends
+    #[arg(long, value_name = "FILE")]
+    exit_stats: Option<PathBuf>,
+}
 
 /// Carries the command out.
-pub fn execute(_args: RunArgs) -> Outcome {
-    Err(Failure::usage("not built yet"))
+///
+/// # Errors
+/// A mistake in the options, or a machine that could not be built.
+pub fn execute(args: RunArgs) -> Outcome {
+    let config = configure(args.vm, args.config.as_deref())?;
+    for warning in &config.warnings {
+        eprintln!("neap: warning: {warning}");
+    }
+    let stats = args.exit_stats.as_deref().map(create_stats).transpose()?;
+    // Before the machine is built: a signal that comes early ends it too.
+    let signals = Signals::install().map_err(|e| Failure::vm(format!("signal handlers: {e}")))?;
+    let output = ConsoleOutput::stdout().map_err(|e| Failure::vm(format!("stdout: {e}")))?;
+    let built = builder::build(&config, Box::new(output)).map_err(build_failure)?;
+    let (machine, reason) = run(built, &signals)?;
+    if let Some(file) = stats {
+        write_stats(file, &machine).map_err(|e| Failure::vm(format!("--exit-stats: {e}")))?;
+    }
+    if reason != StopReason::Shutdown {
+        eprintln!("neap: {reason}");
+    }
+    // Not dropped: the kernel takes a whole process apart faster than this
+    // process could take itself apart piece by piece.
+    std::process::exit(i32::from(reason.exit_status()));
+}
+
+fn configure(options: VmOptions, path: Option<&Path>) -> Result<VmConfig, Failure> {
+    let options = match path {
+        None => options,
+        Some(path) => options.over(file::load(path).map_err(Failure::usage)?),
+    };
+    resolve::resolve(options, cpuid::host_address_bits()).map_err(Failure::usage)
+}
+
+fn build_failure(error: BuildError) -> Failure {
+    if error.is_usage() { Failure::usage(error) } else { Failure::vm(error) }
+}
+
+fn run(built: Built, signals: &Signals) -> Result<(Machine, StopReason), Failure> {
+    let Built { mut machine, room } = built;
+    console::restore_on_panic();
+    let terminal =
+        RawTerminal::enter().map_err(|e| Failure::vm(format!("terminal settings: {e}")))?;
+    let mut input = ConsoleInput::new(machine.serial().clone(), room, terminal.is_some());
+    machine.start().map_err(|e| Failure::vm(format!("vCPU threads: {e}")))?;
+    let over = event_loop::run(machine.reporter(), signals, &mut input)
+        .map_err(|e| Failure::vm(format!("poll: {e}")))?;
+    let state = State::Running.after(Event::Stop(over));
+    machine.stop();
+    drop(terminal);
+    match state {
+        State::Stopped(reason) => Ok((machine, reason)),
+        State::Running | State::Paused => Err(Failure::vm("the machine ended without a reason")),
+    }
+}
+
+/// Created before the guest runs, so that a path that cannot be is known
+/// early.
+fn create_stats(path: &Path) -> Result<File, Failure> {
+    File::create(path).map_err(|e| Failure::usage(format!("--exit-stats: {}: {e}", path.display())))
+}
+
+fn write_stats(file: File, machine: &Machine) -> io::Result<()> {
+    let named = |counts: &[u64; NAMES.len()]| -> serde_json::Map<String, serde_json::Value> {
+        NAMES.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), json!(count))).collect()
+    };
+    let vcpus = machine.exits();
+    let total = vcpus.iter().fold([0; NAMES.len()], |mut sum, counts| {
+        sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        sum
+    });
+    let vcpus: Vec<_> = vcpus.iter().map(named).collect();
+    serde_json::to_writer_pretty(file, &json!({ "total": named(&total), "vcpus": vcpus }))?;
+    Ok(())
 }

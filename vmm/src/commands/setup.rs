@@ -1,14 +1,46 @@
-//! `neap setup`: Installs and builds what is missing
+//! `neap setup`: everything that guests and the lab need, built or installed
+//! once.
 
 use clap::Args;
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::images;
 
-/// Installs and builds what is missing
+/// Installs packages and builds the guest images, where missing
+///
+/// Images are kept in $NEAP_CACHE, else in $XDG_CACHE_HOME/neap, else in
+/// ~/.cache/neap. The first run builds a kernel, which takes some minutes;
+/// installing packages takes root.
 #[derive(Args, Debug)]
-pub struct SetupArgs {}
+pub struct SetupArgs {
+    /// Only say what is missing; exit status 1 if anything is
+    #[arg(long)]
+    check: bool,
+}
 
 /// Carries the command out.
-pub fn execute(_args: SetupArgs) -> Outcome {
-    Err(Failure::usage("not built yet"))
+pub fn execute(args: SetupArgs) -> Outcome {
+    if args.check {
+        let missing = images::missing()?;
+        return if missing.is_empty() {
+            println!("nothing is missing");
+            Ok(SUCCESS)
+        } else {
+            Err(Failure::usage(missing.join("; ")))
+        };
+    }
+    let images = images::ensure()?;
+    println!("guest kernel   Linux {}", images.kernel_version);
+    for (name, path) in [
+        ("bzImage", &images.bzimage),
+        ("vmlinux", &images.vmlinux),
+        ("configuration", &images.kernel_config),
+        ("modules", &images.modules),
+        ("hmm-tests", &images.hmm_tests),
+        ("initramfs", &images.initramfs),
+        ("lab initramfs", &images.lab_initramfs),
+    ] {
+        println!("{name:<14} {}", path.display());
+    }
+    Ok(SUCCESS)
 }

@@ -1,0 +1,174 @@
+//! How the host memory behind RAM or behind a device region is got.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::str::FromStr;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::Advice;
+
+use crate::addr::{HUGE_PAGE_SIZE, display_size};
+use crate::region::{Region, Source};
+
+/// Kind of host memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// Private anonymous memory; transparent huge pages where the host allows
+    /// them.
+    #[default]
+    Anon,
+    /// A memory file (memfd), shared.
+    Memfd,
+    /// A memory file of 2 MiB huge pages from the host's pool.
+    Hugetlb,
+}
+
+impl Backing {
+    /// Every kind with its name on the command line.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("anon", Self::Anon), ("memfd", Self::Memfd), ("hugetlb", Self::Hugetlb)];
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(_, kind)| kind == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Backing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
+            let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
+            format!("\"{text}\" is none of {}", names.join(", "))
+        })
+    }
+}
+
+/// Why host memory could not be got.
+#[derive(Debug, thiserror::Error)]
+pub enum BackingError {
+    /// The host's pool of huge pages is too small.
+    #[error(
+        "backing=hugetlb: {needed} huge pages of 2M are needed and {free} are free: \
+         add {} with sysctl vm.nr_hugepages={}", needed - free, total + needed - free
+    )]
+    HugePages {
+        /// Huge pages that the region takes.
+        needed: u64,
+        /// Free ones that nobody has reserved.
+        free: u64,
+        /// Size of the pool now.
+        total: u64,
+    },
+    /// The kernel refused.
+    #[error("{} of backing={backing} memory: {source}", display_size(*.size))]
+    Refused {
+        /// Bytes asked for.
+        size: u64,
+        /// Kind asked for.
+        backing: Backing,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Maps `size` bytes of host memory; with `prefault` every page is there when
+/// this returns.
+///
+/// # Errors
+/// [`BackingError`] when the host has too little of it.
+pub fn map(size: u64, backing: Backing, prefault: bool) -> Result<Region, BackingError> {
+    let refused =
+        |source: rustix::io::Errno| BackingError::Refused { size, backing, source: source.into() };
+    if backing == Backing::Hugetlb {
+        check_huge_pages(size)?;
+    }
+    let bytes = usize::try_from(size).map_err(|_| refused(rustix::io::Errno::NOMEM))?;
+    let region = match backing {
+        Backing::Anon => Region::map(bytes, Source::Anonymous),
+        Backing::Memfd => memory_file(size, MemfdFlags::CLOEXEC)
+            .and_then(|file| Region::map(bytes, Source::File(file.as_fd()))),
+        Backing::Hugetlb => {
+            memory_file(size, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
+                .and_then(|file| Region::map(bytes, Source::File(file.as_fd())))
+        }
+    }
+    .map_err(refused)?;
+    if backing == Backing::Anon {
+        // A host without transparent huge pages says EINVAL; small pages are
+        // slower and no error.
+        let _ = region.advise(Advice::LinuxHugepage);
+    }
+    // A child would turn private memory copy-on-write under the guest.
+    region.advise(Advice::LinuxDontFork).map_err(refused)?;
+    if prefault {
+        region.advise(Advice::LinuxPopulateWrite).map_err(refused)?;
+    }
+    Ok(region)
+}
+
+fn memory_file(size: u64, flags: MemfdFlags) -> Result<OwnedFd, rustix::io::Errno> {
+    let file = memfd_create("neap-memory", flags)?;
+    ftruncate(&file, size)?;
+    Ok(file)
+}
+
+/// hugetlb reserves at mmap time and says ENOMEM; this says how many pages
+/// are missing. The check may be overtaken by another process, and then the
+/// kernel's own refusal stands.
+fn check_huge_pages(size: u64) -> Result<(), BackingError> {
+    let Ok(meminfo) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
+    let field = |name: &str| -> Option<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let needed = size.div_ceil(HUGE_PAGE_SIZE);
+    let free = field("HugePages_Free:").unwrap_or(0);
+    let reserved = field("HugePages_Rsvd:").unwrap_or(0);
+    let free = free.saturating_sub(reserved);
+    if free < needed {
+        let total = field("HugePages_Total:").unwrap_or(0);
+        return Err(BackingError::HugePages { needed, free, total });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{MIB, TIB};
+
+    #[test]
+    fn names_round_trip() {
+        for (name, kind) in Backing::NAMES {
+            assert_eq!(name.parse::<Backing>().unwrap(), kind);
+            assert_eq!(kind.to_string(), name);
+        }
+        let error = "gpu".parse::<Backing>().unwrap_err();
+        assert_eq!(error, "\"gpu\" is none of anon, memfd, hugetlb");
+    }
+
+    #[test]
+    fn a_sparse_tebibyte_costs_nothing() {
+        let region = map(2 * TIB, Backing::Anon, false).unwrap();
+        assert_eq!(region.size() as u64, 2 * TIB);
+    }
+
+    #[test]
+    fn memory_files_and_anonymous_memory_can_be_populated() {
+        for backing in [Backing::Anon, Backing::Memfd] {
+            assert_eq!(map(4 * MIB, backing, true).unwrap().size() as u64, 4 * MIB);
+        }
+    }
+
+    #[test]
+    fn more_huge_pages_than_there_are_say_how_many() {
+        let error = map(8 * TIB, Backing::Hugetlb, false).unwrap_err();
+        assert!(matches!(error, BackingError::HugePages { needed: 4_194_304, .. }), "{error}");
+        assert!(error.to_string().contains("sysctl vm.nr_hugepages="), "{error}");
+    }
+}

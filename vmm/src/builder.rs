@@ -1,0 +1,163 @@
+//! The one place that wires the parts of a machine together.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Kvm, VcpuFd};
+use neap_devices::pci::{ConfigPorts, Ecam, HostBridge, PciAddress, PciRootBuilder, SlotTaken};
+use neap_devices::reset::{AcpiPower, KeyboardController};
+use neap_devices::serial::{Output, SerialPort};
+use neap_devices::{BusBuilder, BusError, EventFdTrigger};
+use neap_memory::GuestMemory;
+use neap_memory::guest::GuestMemoryError;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::load::{self, BootError};
+use crate::config::VmConfig;
+use crate::kvm::cpuid::{self, CpuTopology};
+use crate::kvm::exit::{Buses, ExitCounters};
+use crate::kvm::gate::{Gate, Wanted};
+use crate::kvm::state::{self, Entry};
+use crate::kvm::vcpu::Shared;
+use crate::kvm::vm::Vm;
+use crate::kvm::{self, KvmError, OpenError};
+use crate::machine::Machine;
+use crate::platform;
+use crate::reporter::Reporter;
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No KVM.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A KVM call failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Nothing to boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// No memory.
+    #[error("{option}: {source}")]
+    Memory {
+        /// The option that asked for it.
+        option: &'static str,
+        /// Why.
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// Two devices at one place.
+    #[error("devices: {0}")]
+    Bus(#[from] BusError),
+    /// Two PCI functions at one place.
+    #[error("devices: {0}")]
+    Pci(#[from] SlotTaken),
+    /// No descriptor could be had.
+    #[error("event descriptor: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl BuildError {
+    /// Whether whoever gave the options can do something about it.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::Boot(_) | Self::Memory { .. })
+    }
+}
+
+/// A machine that has not started, and the descriptor that is written when
+/// its serial port has room for input again.
+#[derive(Debug)]
+pub struct Built {
+    /// The machine.
+    pub machine: Machine,
+    /// See [`SerialPort::new`].
+    pub room: EventFd,
+}
+
+/// Builds the machine of `config`, with its console on `output`.
+///
+/// # Errors
+/// The first part that could not be had.
+pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
+    let (image, protocol) = load::open_kernel(config)?;
+    let kvm = kvm::open()?;
+    let memory = GuestMemory::new(&config.ranges()).map_err(|source| {
+        let option = match &source {
+            GuestMemoryError::Backing { index, .. } => config.option_of_range(*index),
+            _ => "--memory",
+        };
+        BuildError::Memory { option, source }
+    })?;
+    let entry = load::fill(memory.view(), config, image, protocol)?;
+    let vm = Vm::new(&kvm, memory)?;
+    let gate = Arc::new(Gate::new(config.topology.cpus.len(), Wanted::Run));
+    let reporter = Reporter::new(Arc::clone(&gate), EventFd::new(EFD_NONBLOCK)?);
+    let room = EventFd::new(EFD_NONBLOCK)?;
+    let serial = serial_port(&vm, output, room.try_clone()?)?;
+    let buses = buses(&serial, &reporter)?;
+    let vcpus = vcpus(&kvm, &vm, config, entry)?;
+    let counters = vcpus.iter().map(|_| ExitCounters::default()).collect();
+    let shared = Arc::new(Shared { gate, buses, counters, reporter });
+    Ok(Built { machine: Machine::new(vm, shared, vcpus, serial), room })
+}
+
+fn serial_port(
+    vm: &Vm,
+    output: Output,
+    room: EventFd,
+) -> Result<Arc<Mutex<SerialPort>>, BuildError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK)?;
+    vm.connect_irq(&interrupt, platform::SERIAL_IRQ)?;
+    Ok(Arc::new(Mutex::new(SerialPort::new(EventFdTrigger(interrupt), output, room))))
+}
+
+fn buses(serial: &Arc<Mutex<SerialPort>>, reporter: &Reporter) -> Result<Buses, BuildError> {
+    let mut functions = PciRootBuilder::new();
+    functions.insert(PciAddress::HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
+    let root = Arc::new(functions.build());
+    let sink = Arc::new(reporter.clone());
+    let power = AcpiPower::new(platform::ACPI_S5, platform::ACPI_RESET_VALUE, sink.clone());
+    let mut ports = BusBuilder::new();
+    ports.insert(u64::from(platform::SERIAL_PORT), SerialPort::SIZE, serial.clone())?;
+    ports.insert(
+        u64::from(platform::I8042_COMMAND),
+        KeyboardController::SIZE,
+        Arc::new(Mutex::new(KeyboardController::new(sink))),
+    )?;
+    ports.insert(
+        u64::from(platform::PCI_CONFIG_PORT),
+        ConfigPorts::SIZE,
+        Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&root)))),
+    )?;
+    ports.insert(
+        u64::from(platform::ACPI_SLEEP_CONTROL),
+        AcpiPower::SIZE,
+        Arc::new(Mutex::new(power)),
+    )?;
+    let mut mmio = BusBuilder::new();
+    let ecam = Arc::new(Mutex::new(Ecam::new(root)));
+    mmio.insert(platform::ECAM_BASE.0, platform::ECAM_SIZE, ecam)?;
+    Ok(Buses { ports: ports.build(), mmio: mmio.build() })
+}
+
+fn vcpus(kvm: &Kvm, vm: &Vm, config: &VmConfig, entry: Entry) -> Result<Vec<VcpuFd>, KvmError> {
+    let supported: CpuId = kvm::supported_cpuid(kvm)?;
+    let cpus = &config.topology.cpus;
+    let core_bits = config.topology.core_bits;
+    let mut vcpus = Vec::with_capacity(cpus.len());
+    for cpu in cpus {
+        let vcpu = vm.create_vcpu(cpu.apic_id)?;
+        let topology = CpuTopology { apic_id: cpu.apic_id, core_bits, cpus: cpus.len() as u32 };
+        vcpu.set_cpuid2(&cpuid::adapt(&supported, topology))
+            .map_err(kvm::named("KVM_SET_CPUID2"))?;
+        state::set_reset_state(&vcpu)?;
+        vcpus.push(vcpu);
+    }
+    // KVM makes the vCPU with id 0 the boot processor; the others wait for
+    // their start-up IPI.
+    if let Some(boot) = vcpus.first() {
+        state::set_boot_state(boot, entry)?;
+    }
+    Ok(vcpus)
+}

@@ -1,0 +1,148 @@
+//! What the main thread does while the guest runs: wait for the machine's
+//! end, for signals, and for input to the console.
+//!
+//! poll(2) rather than epoll(7): standard input may be a file or /dev/null,
+//! which epoll refuses.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use neap_devices::serial::SerialPort;
+use rustix::event::{PollFd, PollFlags, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::console::EscapeFilter;
+use crate::fd;
+use crate::lifecycle::StopReason;
+use crate::reporter::Reporter;
+
+/// Bytes read from standard input at once; the rest waits in the pipe until
+/// the guest has taken these.
+const INPUT_CHUNK: usize = 256;
+
+/// Signals that end the machine, turned into something to poll for.
+#[derive(Debug)]
+pub struct Signals {
+    last: Arc<AtomicUsize>,
+    wake: UnixStream,
+}
+
+impl Signals {
+    /// Takes over SIGTERM, SIGINT, SIGHUP and SIGQUIT.
+    ///
+    /// # Errors
+    /// No descriptor or handler could be had.
+    pub fn install() -> io::Result<Self> {
+        let (wake, write) = UnixStream::pair()?;
+        let last = Arc::new(AtomicUsize::new(0));
+        for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
+            // The number first, then the wake-up: handlers run in order.
+            signal_hook::flag::register_usize(signal, Arc::clone(&last), signal as usize)?;
+            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+        }
+        Ok(Self { last, wake })
+    }
+}
+
+/// The guest's console input.
+#[derive(Debug)]
+pub struct ConsoleInput {
+    serial: Arc<Mutex<SerialPort>>,
+    room: EventFd,
+    /// Set where a person sits at a terminal.
+    escape: Option<EscapeFilter>,
+    pending: Vec<u8>,
+    open: bool,
+}
+
+impl ConsoleInput {
+    /// Input for `serial`, which writes `room` when it can take more. Only a
+    /// terminal has an escape: a file may hold any byte.
+    pub fn new(serial: Arc<Mutex<SerialPort>>, room: EventFd, terminal: bool) -> Self {
+        let escape = terminal.then(EscapeFilter::default);
+        Self { serial, room, escape, pending: Vec::new(), open: true }
+    }
+
+    /// Reads a chunk; true if the machine is to end.
+    fn read(&mut self) -> bool {
+        let mut chunk = [0; INPUT_CHUNK];
+        let input = match io::stdin().read(&mut chunk) {
+            Ok(0) => return self.close(),
+            Ok(length) => &chunk[..length],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => return self.close(),
+        };
+        let quit = match &mut self.escape {
+            Some(escape) => escape.filter(input, &mut self.pending),
+            None => {
+                self.pending.extend_from_slice(input);
+                false
+            }
+        };
+        self.push();
+        quit
+    }
+
+    /// A guest without input goes on.
+    fn close(&mut self) -> bool {
+        self.open = false;
+        false
+    }
+
+    fn push(&mut self) {
+        if !self.pending.is_empty() {
+            let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = serial.enqueue(&self.pending);
+            self.pending.drain(..taken);
+        }
+    }
+}
+
+/// Runs until the machine is over and says why.
+///
+/// # Errors
+/// poll(2) failed.
+pub fn run(
+    reporter: &Reporter,
+    signals: &Signals,
+    input: &mut ConsoleInput,
+) -> io::Result<StopReason> {
+    loop {
+        if let Some(reason) = reporter.reason() {
+            return Ok(reason.clone());
+        }
+        let stdin = io::stdin();
+        let wants_input = input.open && input.pending.is_empty();
+        let mut fds = vec![
+            PollFd::new(&signals.wake, PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::of_event(reporter.wake()), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::of_event(&input.room), PollFlags::IN),
+        ];
+        if wants_input {
+            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        if ready[0] {
+            let signal = signals.last.load(Ordering::SeqCst);
+            return Ok(StopReason::Signal(i32::try_from(signal).unwrap_or_default()));
+        }
+        if ready[2] {
+            let _ = input.room.read();
+            input.push();
+        }
+        if wants_input && ready[3] && input.read() {
+            return Ok(StopReason::Console);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! CPUID of each vCPU: what KVM supports, with the topology of this guest.
+//!
+//! One package holds the vCPUs of one NUMA node, one thread a core; the
+//! local APIC ids of [`crate::topology::Cpu`] have the package above
+//! `core_bits` bits of core number.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+
+/// The topology that CPUID tells a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuTopology {
+    /// Local APIC id.
+    pub apic_id: u32,
+    /// Bits of the APIC id that number cores within a package.
+    pub core_bits: u32,
+    /// vCPUs in the guest.
+    pub cpus: u32,
+}
+
+impl CpuTopology {
+    /// Cores in a package, rounded up to a power of two as CPUID has it.
+    fn cores(self) -> u32 {
+        1 << self.core_bits
+    }
+}
+
+/// Physical address bits of a processor that does not say (Intel SDM volume
+/// 2A, CPUID).
+const DEFAULT_ADDRESS_BITS: u8 = 36;
+
+/// Physical address bits of a guest (leaf 0x8000_0008, EAX bits 7:0).
+pub fn address_bits(cpuid: &CpuId) -> u8 {
+    cpuid
+        .as_slice()
+        .iter()
+        .find(|entry| entry.function == 0x8000_0008)
+        .map_or(DEFAULT_ADDRESS_BITS, |entry| (entry.eax & 0xff) as u8)
+}
+
+/// The same of the host, which KVM hands on to its guests; needs no KVM.
+pub fn host_address_bits() -> u8 {
+    use std::arch::x86_64::__cpuid;
+    match __cpuid(0x8000_0000).eax {
+        0x8000_0008.. => (__cpuid(0x8000_0008).eax & 0xff) as u8,
+        _ => DEFAULT_ADDRESS_BITS,
+    }
+}
+
+/// Adapts `supported` to one vCPU.
+pub fn adapt(supported: &CpuId, topology: CpuTopology) -> CpuId {
+    let mut cpuid = supported.clone();
+    // Leaves 0x1f and 0x8000_0026 repeat 0xb in finer steps and hold the
+    // host's numbers; without them Linux uses 0xb.
+    cpuid.retain(|entry| !matches!(entry.function, 0x1f | 0x8000_0026));
+    cpuid.retain(|entry| entry.function != 0xb || entry.index <= 2);
+    for entry in cpuid.as_mut_slice() {
+        adapt_entry(entry, topology);
+    }
+    cpuid
+}
+
+fn set_bits(register: &mut u32, low: u32, width: u32, value: u32) {
+    let mask = ((1u64 << width) - 1) as u32;
+    *register = (*register & !(mask << low)) | ((value & mask) << low);
+}
+
+fn adapt_entry(entry: &mut kvm_cpuid_entry2, topology: CpuTopology) {
+    let cores = topology.cores();
+    match entry.function {
+        0x1 => {
+            set_bits(&mut entry.ebx, 8, 8, 8); // CLFLUSH: 64 bytes
+            set_bits(&mut entry.ebx, 16, 8, cores);
+            set_bits(&mut entry.ebx, 24, 8, topology.apic_id);
+            // The timer of KVM's local APIC has a TSC deadline on every host;
+            // without the PIT (hardware-reduced ACPI) the guest relies on it.
+            set_bits(&mut entry.ecx, 24, 1, 1);
+            set_bits(&mut entry.ecx, 31, 1, 1); // a hypervisor is present
+            set_bits(&mut entry.edx, 28, 1, u32::from(cores > 1));
+        }
+        // Deterministic cache parameters, Intel and AMD.
+        0x4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
+            let level = (entry.eax >> 5) & 0x7;
+            let sharing = if level >= 3 { cores } else { 1 };
+            set_bits(&mut entry.eax, 14, 12, sharing - 1);
+            if entry.function == 0x4 {
+                set_bits(&mut entry.eax, 26, 6, cores - 1);
+            }
+        }
+        // Extended topology: level 0 is threads of a core, level 1 cores of a
+        // package, level 2 ends the list.
+        0xb => {
+            (entry.eax, entry.ebx, entry.ecx) = match entry.index {
+                0 => (0, 1, 0x100),
+                1 => (topology.core_bits, topology.cpus.min(cores), 0x201),
+                index => (0, 0, index),
+            };
+            entry.edx = topology.apic_id;
+        }
+        0x8000_0001 if cores > 1 => set_bits(&mut entry.ecx, 1, 1, 1), // CmpLegacy
+        0x8000_0008 => {
+            set_bits(&mut entry.ecx, 0, 8, cores - 1);
+            set_bits(&mut entry.ecx, 12, 4, topology.core_bits);
+        }
+        0x8000_001e => {
+            entry.eax = topology.apic_id;
+            entry.ebx = topology.apic_id & (cores - 1);
+            entry.ecx = topology.apic_id >> topology.core_bits;
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { function, index, eax, ..Default::default() }
+    }
+
+    fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *cpuid
+            .as_slice()
+            .iter()
+            .find(|entry| (entry.function, entry.index) == (function, index))
+            .unwrap()
+    }
+
+    #[test]
+    fn every_leaf_tells_the_same_topology() {
+        let l3 = 3 << 5 | 3;
+        let l1 = 1 << 5 | 1 | 0x3f << 14;
+        let supported = CpuId::from_entries(&[
+            entry(1, 0, 0),
+            entry(4, 0, l1),
+            entry(4, 3, l3),
+            entry(0xb, 0, 7),
+            entry(0xb, 1, 7),
+            entry(0x1f, 0, 7),
+            entry(0x8000_0008, 0, 46),
+            entry(0x8000_001e, 0, 9),
+        ])
+        .unwrap();
+        let topology = CpuTopology { apic_id: 6, core_bits: 2, cpus: 8 };
+        let cpuid = adapt(&supported, topology);
+        assert_eq!(find(&cpuid, 1, 0).ebx, 6 << 24 | 4 << 16 | 8 << 8);
+        assert_ne!(find(&cpuid, 1, 0).edx & 1 << 28, 0);
+        assert_eq!(find(&cpuid, 4, 0).eax >> 14 & 0xfff, 0);
+        assert_eq!(find(&cpuid, 4, 3).eax >> 14 & 0xfff, 3);
+        assert_eq!(find(&cpuid, 4, 3).eax >> 26, 3);
+        let cores = find(&cpuid, 0xb, 1);
+        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 4, 0x201, 6));
+        assert_eq!(find(&cpuid, 0x8000_0008, 0).ecx, 2 << 12 | 3);
+        assert_eq!(find(&cpuid, 0x8000_001e, 0).ecx, 1);
+        assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x1f));
+        assert_eq!(address_bits(&cpuid), 46);
+    }
+
+    #[test]
+    fn a_single_vcpu_is_a_package_of_one() {
+        let supported = CpuId::from_entries(&[entry(1, 0, 0), entry(4, 3, 3 << 5 | 3)]).unwrap();
+        let cpuid = adapt(&supported, CpuTopology { apic_id: 0, core_bits: 0, cpus: 1 });
+        assert_eq!(find(&cpuid, 1, 0).edx & 1 << 28, 0);
+        assert_eq!(find(&cpuid, 4, 3).eax >> 14, 0);
+    }
+}

@@ -1,0 +1,92 @@
+//! The loop of a vCPU thread: look at the gate, run the guest, handle the
+//! exit.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use kvm_ioctls::VcpuFd;
+
+use super::exit::{self, Buses, ExitCounters, ExitKind, Next};
+use super::gate::{Gate, Pass, Wanted};
+use super::kick::Kickable;
+use crate::lifecycle::StopReason;
+use crate::reporter::Reporter;
+
+/// What the vCPU threads of a machine share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What is wanted of the threads.
+    pub gate: Arc<Gate>,
+    /// Devices.
+    pub buses: Buses,
+    /// Exits of each vCPU.
+    pub counters: Vec<ExitCounters>,
+    /// Where a vCPU says that the machine is over.
+    pub reporter: Reporter,
+}
+
+/// Starts the thread of vCPU `index`.
+///
+/// # Errors
+/// No thread could be had.
+pub fn spawn(index: usize, fd: VcpuFd, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(format!("vcpu{index}")).spawn(move || run(index, fd, &shared))
+}
+
+/// Reports a thread that panics, so that the machine does not go on without
+/// one of its processors.
+struct PanicReport<'a>(&'a Reporter);
+
+impl Drop for PanicReport<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.report(StopReason::Failed("a vCPU thread panicked".to_owned()));
+        }
+    }
+}
+
+fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
+    let _pass = Pass(&shared.gate);
+    let _report = PanicReport(&shared.reporter);
+    let Some(counters) = shared.counters.get(index) else { return };
+    let mut kickable = Kickable::new(&mut fd);
+    loop {
+        kickable.rearm();
+        match shared.gate.wanted() {
+            Wanted::Run => {}
+            Wanted::Pause => {
+                // Tells the guest's soft-lockup watchdog that time stood
+                // still; guests without kvmclock answer EINVAL.
+                let _ = kickable.vcpu().kvmclock_ctrl();
+                shared.gate.park();
+                continue;
+            }
+            Wanted::Stop => return,
+        }
+        match enter(kickable.vcpu(), &shared.buses, counters) {
+            Next::Resume => {}
+            Next::TripleFault => return shared.reporter.report(StopReason::TripleFault),
+            Next::Fail(why) => {
+                let place = kickable.vcpu().get_regs().map(|regs| regs.rip);
+                let place = place.map_or(String::new(), |rip| format!(" at RIP {rip:#x}"));
+                let why = format!("vCPU {index}{place}: {why}");
+                return shared.reporter.report(StopReason::Failed(why));
+            }
+        }
+    }
+}
+
+fn enter(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> Next {
+    match vcpu.run() {
+        Ok(exit) => exit::handle(exit, buses, counters),
+        // EAGAIN: a processor that waits for its start-up IPI was kicked.
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            counters.count(ExitKind::Interrupted);
+            Next::Resume
+        }
+        Err(error) => {
+            Next::Fail(format!("KVM_RUN: {}", io::Error::from_raw_os_error(error.errno())))
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A built machine: starting, pausing, resuming and stopping its vCPUs. The
+//! main thread owns it.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
+use neap_devices::serial::SerialPort;
+
+use crate::kvm::exit::NAMES;
+use crate::kvm::gate::Wanted;
+use crate::kvm::vcpu::{self, Shared};
+use crate::kvm::{kick, vm::Vm};
+use crate::reporter::Reporter;
+
+/// How long vCPUs get to leave the guest. A kick takes microseconds; this is
+/// for a host that swaps, or a device that waits for a full pipe.
+const PARK_LIMIT: Duration = Duration::from_secs(10);
+/// The same at the end, where nobody needs the guest any more.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// A virtual machine with its vCPU threads.
+pub struct Machine {
+    shared: Arc<Shared>,
+    waiting: Vec<VcpuFd>,
+    threads: Vec<JoinHandle<()>>,
+    serial: Arc<Mutex<SerialPort>>,
+    // Dropped last of all: vCPUs run in its memory.
+    vm: Vm,
+}
+
+/// vCPUs that did not leave the guest in time.
+#[derive(Debug, thiserror::Error)]
+#[error("a vCPU did not stop within {} s", PARK_LIMIT.as_secs())]
+pub struct NotParked;
+
+impl Machine {
+    pub(crate) fn new(
+        vm: Vm,
+        shared: Arc<Shared>,
+        vcpus: Vec<VcpuFd>,
+        serial: Arc<Mutex<SerialPort>>,
+    ) -> Self {
+        Self { shared, waiting: vcpus, threads: Vec::new(), serial, vm }
+    }
+
+    /// Starts the vCPU threads.
+    ///
+    /// # Errors
+    /// No thread could be had.
+    pub fn start(&mut self) -> io::Result<()> {
+        kick::install()?;
+        for (index, fd) in self.waiting.drain(..).enumerate() {
+            self.threads.push(vcpu::spawn(index, fd, Arc::clone(&self.shared))?);
+        }
+        Ok(())
+    }
+
+    /// Parks every vCPU outside the guest.
+    ///
+    /// # Errors
+    /// One did not come; the machine is still on its way to being paused.
+    pub fn pause(&self) -> Result<(), NotParked> {
+        self.want(Wanted::Pause);
+        if self.shared.gate.wait_parked(PARK_LIMIT) { Ok(()) } else { Err(NotParked) }
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        self.want(Wanted::Run);
+    }
+
+    /// Ends the vCPU threads; false if one did not end in time, which leaves
+    /// it to the end of the process.
+    pub fn stop(&self) -> bool {
+        self.want(Wanted::Stop);
+        self.shared.gate.wait_ended(STOP_LIMIT)
+    }
+
+    fn want(&self, wanted: Wanted) {
+        self.shared.gate.want(wanted);
+        self.threads.iter().for_each(kick::kick);
+    }
+
+    /// Where the machine says that it is over.
+    pub fn reporter(&self) -> &Reporter {
+        &self.shared.reporter
+    }
+
+    /// The first serial port.
+    pub fn serial(&self) -> &Arc<Mutex<SerialPort>> {
+        &self.serial
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &neap_memory::GuestMemory {
+        self.vm.memory()
+    }
+
+    /// Exits so far, of each vCPU in order, named as in [`NAMES`].
+    pub fn exits(&self) -> Vec<[u64; NAMES.len()]> {
+        self.shared.counters.iter().map(|counters| counters.read()).collect()
+    }
+}
+
+impl Drop for Machine {
+    /// Threads run in the machine's memory, so they end before it goes.
+    fn drop(&mut self) {
+        self.want(Wanted::Stop);
+        for thread in self.threads.drain(..) {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("vcpus", &self.shared.counters.len())
+            .finish_non_exhaustive()
+    }
+}
