@@ -40,8 +40,9 @@ pub const PCI_MMIO_BASE: Gpa = layout::HOLE_BASE;
 pub const PCI_MMIO_SIZE: u64 = ECAM_BASE.0 - PCI_MMIO_BASE.0;
 /// PCI configuration space, memory-mapped (ECAM), segment 0.
 pub const ECAM_BASE: Gpa = Gpa(0xe000_0000);
-/// Buses that the ECAM range covers.
-pub const ECAM_BUSES: u64 = 256;
+/// Buses that the ECAM range covers: all devices are on bus 0, and Linux
+/// probes every bus that MCFG names (16 000 port exits for 256 of them).
+pub const ECAM_BUSES: u64 = 1;
 /// Bytes of the ECAM range: 1 MiB a bus.
 pub const ECAM_SIZE: u64 = ECAM_BUSES * MIB;
 /// IOAPIC registers.

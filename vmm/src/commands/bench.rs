@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::place;
 use crate::bench::boot::{self, BootImages};
 use crate::bench::plot::{Panel, Series, svg};
 use crate::bench::start::{self, Sides};
 use crate::bench::{BenchError, Machine, Results};
-use crate::doctor::{GuestMode, guest_mode};
 use crate::failure::{Failure, Outcome, SUCCESS};
 use crate::images;
-use crate::lab::{self, LabImages, LabRequest};
 
 /// Measures this machine, each figure beside what it is compared with
 ///
@@ -82,7 +81,7 @@ pub fn execute(args: BenchArgs) -> Outcome {
 fn bench_start(runs: usize, output: &OutputArgs) -> Outcome {
     let folder = tempfile::tempdir()
         .map_err(|error| Failure::usage(format_args!("cannot make a temporary folder: {error}")))?;
-    let sides = Sides::new(&this_program()?, folder.path()).map_err(failure)?;
+    let sides = Sides::new(&place::this_program()?, folder.path()).map_err(failure)?;
     let start = start::measure(&sides, runs).map_err(failure)?;
     if let Some(path) = &output.plot {
         let panel = |title, ours, floor| Panel {
@@ -108,10 +107,10 @@ fn bench_start(runs: usize, output: &OutputArgs) -> Outcome {
 
 fn bench_boot(runs: usize, kernel: KernelForm, output: &OutputArgs) -> Outcome {
     let images = images::locate().map_err(Failure::usage)?;
-    let neap = this_program()?;
-    if !lab::inside() && guest_mode() != GuestMode::Native {
+    let neap = place::this_program()?;
+    if place::needs_lab() {
         eprintln!("neap: Linux guests do not run at full speed here; measuring in the lab");
-        return in_lab(neap, LabImages::from(&images));
+        return place::in_lab(env::args_os().skip(1).collect(), None);
     }
     let (kernel, name) = match kernel {
         KernelForm::Vmlinux => (images.vmlinux, "boot.vs_qemu_microvm"),
@@ -137,26 +136,6 @@ fn bench_boot(runs: usize, kernel: KernelForm, output: &OutputArgs) -> Outcome {
             boot.explanation()
         )
     })
-}
-
-/// The same command once more, in the lab.
-fn in_lab(neap: PathBuf, images: LabImages) -> Outcome {
-    lab::run(&LabRequest {
-        program: neap.clone(),
-        arguments: env::args_os().skip(1).collect(),
-        agent: neap,
-        images,
-        memory: lab::default_memory(),
-        cpus: lab::CPUS,
-        time_limit: None,
-        verbose: false,
-    })
-    .map_err(Failure::vm)
-}
-
-fn this_program() -> Result<PathBuf, Failure> {
-    env::current_exe()
-        .map_err(|error| Failure::vm(format_args!("cannot find the path of neap: {error}")))
 }
 
 fn failure(error: BenchError) -> Failure {
