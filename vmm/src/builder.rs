@@ -145,12 +145,11 @@ fn vcpus(kvm: &Kvm, vm: &Vm, config: &VmConfig, entry: Entry) -> Result<Vec<Vcpu
     let supported: CpuId = kvm::supported_cpuid(kvm)?;
     let cpus = &config.topology.cpus;
     let core_bits = config.topology.core_bits;
-    let tsc_deadline = cpuid::host_has_tsc_deadline();
     let mut vcpus = Vec::with_capacity(cpus.len());
     for cpu in cpus {
         let vcpu = vm.create_vcpu(cpu.apic_id)?;
         let (apic_id, cpus) = (cpu.apic_id, cpus.len() as u32);
-        let topology = CpuTopology { apic_id, core_bits, cpus, tsc_deadline };
+        let topology = CpuTopology { apic_id, core_bits, cpus };
         vcpu.set_cpuid2(&cpuid::adapt(&supported, topology))
             .map_err(kvm::named("KVM_SET_CPUID2"))?;
         state::set_reset_state(&vcpu)?;

@@ -108,7 +108,7 @@ pub(crate) mod tests {
             entry(0x9_fc00, 0xe_0000, Reserved),
             entry(0xe_0000, 0x10_0000, Acpi),
             entry(0x10_0000, 3 * GIB, Ram),
-            entry(0xe000_0000, 0xf000_0000, Reserved),
+            entry(0xe000_0000, 0xe010_0000, Reserved),
             entry(4 * GIB, 5 * GIB, Ram),
             entry(5 * GIB, 6 * GIB, Spm),
             entry(6 * GIB, 7 * GIB, Spm),

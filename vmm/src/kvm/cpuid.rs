@@ -15,8 +15,6 @@ pub struct CpuTopology {
     pub core_bits: u32,
     /// vCPUs in the guest.
     pub cpus: u32,
-    /// Whether the local APIC's timer takes a TSC value as its deadline.
-    pub tsc_deadline: bool,
 }
 
 impl CpuTopology {
@@ -48,16 +46,6 @@ pub fn host_address_bits() -> u8 {
     }
 }
 
-/// Whether guests can be offered the TSC-deadline timer. KVM's local APIC has
-/// it everywhere, and one exit arms it instead of three; but where the host
-/// itself is QEMU's software emulation, as in the lab, such a timer never
-/// fires (seen with Linux 6.12 in QEMU 7.2; QEMU's own guests hang there too).
-pub fn host_has_tsc_deadline() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0x4000_0000);
-    let name = [vendor.ebx, vendor.ecx, vendor.edx].map(u32::to_le_bytes).concat();
-    name != b"TCGTCGTCGTCG"
-}
-
 /// Adapts `supported` to one vCPU.
 pub fn adapt(supported: &CpuId, topology: CpuTopology) -> CpuId {
     let mut cpuid = supported.clone();
@@ -83,7 +71,9 @@ fn adapt_entry(entry: &mut kvm_cpuid_entry2, topology: CpuTopology) {
             set_bits(&mut entry.ebx, 8, 8, 8); // CLFLUSH: 64 bytes
             set_bits(&mut entry.ebx, 16, 8, cores);
             set_bits(&mut entry.ebx, 24, 8, topology.apic_id);
-            set_bits(&mut entry.ecx, 24, 1, u32::from(topology.tsc_deadline));
+            // KVM's local APIC has the TSC-deadline timer on every host, and
+            // one exit arms it instead of three.
+            set_bits(&mut entry.ecx, 24, 1, 1);
             set_bits(&mut entry.ecx, 31, 1, 1); // a hypervisor is present
             set_bits(&mut entry.edx, 28, 1, u32::from(cores > 1));
         }
@@ -151,7 +141,7 @@ mod tests {
             entry(0x8000_001e, 0, 9),
         ])
         .unwrap();
-        let topology = CpuTopology { apic_id: 6, core_bits: 2, cpus: 8, tsc_deadline: true };
+        let topology = CpuTopology { apic_id: 6, core_bits: 2, cpus: 8 };
         let cpuid = adapt(&supported, topology);
         assert_eq!(find(&cpuid, 1, 0).ebx, 6 << 24 | 4 << 16 | 8 << 8);
         assert_ne!(find(&cpuid, 1, 0).edx & 1 << 28, 0);
@@ -170,10 +160,7 @@ mod tests {
     #[test]
     fn a_single_vcpu_is_a_package_of_one() {
         let supported = CpuId::from_entries(&[entry(1, 0, 0), entry(4, 3, 3 << 5 | 3)]).unwrap();
-        let cpuid = adapt(
-            &supported,
-            CpuTopology { apic_id: 0, core_bits: 0, cpus: 1, tsc_deadline: false },
-        );
+        let cpuid = adapt(&supported, CpuTopology { apic_id: 0, core_bits: 0, cpus: 1 });
         assert_eq!(find(&cpuid, 1, 0).edx & 1 << 28, 0);
         assert_eq!(find(&cpuid, 4, 3).eax >> 14, 0);
     }
