@@ -4,7 +4,7 @@
 //! local APIC ids of [`crate::topology::Cpu`] have the package above
 //! `core_bits` bits of core number.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// The topology that CPUID tells a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +51,35 @@ pub fn adapt(supported: &CpuId, topology: CpuTopology) -> CpuId {
     let mut cpuid = supported.clone();
     // Leaves 0x1f and 0x8000_0026 repeat 0xb in finer steps and hold the
     // host's numbers; without them Linux uses 0xb.
-    cpuid.retain(|entry| !matches!(entry.function, 0x1f | 0x8000_0026));
-    cpuid.retain(|entry| entry.function != 0xb || entry.index <= 2);
+    cpuid.retain(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_0026));
     for entry in cpuid.as_mut_slice() {
         adapt_entry(entry, topology);
     }
+    for entry in extended_topology(topology) {
+        // There is room: KVM's list is far from its limit of 256.
+        let _ = cpuid.push(entry);
+    }
     cpuid
+}
+
+/// Leaf 0xb: level 0 is threads of a core, level 1 cores of a package, level 2
+/// ends the list. KVM itself offers level 0 only, and empty.
+fn extended_topology(topology: CpuTopology) -> [kvm_cpuid_entry2; 3] {
+    let level = |index: u32, shift, count, kind: u32| kvm_cpuid_entry2 {
+        function: 0xb,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: count,
+        ecx: index | kind << 8,
+        edx: topology.apic_id,
+        ..Default::default()
+    };
+    const NONE: u32 = 0;
+    const THREAD: u32 = 1;
+    const CORE: u32 = 2;
+    let cores = topology.cpus.min(topology.cores());
+    [level(0, 0, 1, THREAD), level(1, topology.core_bits, cores, CORE), level(2, 0, 0, NONE)]
 }
 
 fn set_bits(register: &mut u32, low: u32, width: u32, value: u32) {
@@ -85,16 +108,6 @@ fn adapt_entry(entry: &mut kvm_cpuid_entry2, topology: CpuTopology) {
             if entry.function == 0x4 {
                 set_bits(&mut entry.eax, 26, 6, cores - 1);
             }
-        }
-        // Extended topology: level 0 is threads of a core, level 1 cores of a
-        // package, level 2 ends the list.
-        0xb => {
-            (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-                0 => (0, 1, 0x100),
-                1 => (topology.core_bits, topology.cpus.min(cores), 0x201),
-                index => (0, 0, index),
-            };
-            entry.edx = topology.apic_id;
         }
         0x8000_0001 if cores > 1 => set_bits(&mut entry.ecx, 1, 1, 1), // CmpLegacy
         0x8000_0008 => {
@@ -135,7 +148,6 @@ mod tests {
             entry(4, 0, l1),
             entry(4, 3, l3),
             entry(0xb, 0, 7),
-            entry(0xb, 1, 7),
             entry(0x1f, 0, 7),
             entry(0x8000_0008, 0, 46),
             entry(0x8000_001e, 0, 9),
