@@ -27,6 +27,16 @@ const ROOT_TAG: &str = "root";
 /// Longest kernel command line without its final NUL, in bytes
 /// (`COMMAND_LINE_SIZE`, arch/x86/include/asm/setup.h).
 const CMDLINE_MAX: usize = 2047;
+/// How far, in millionths, a guest's clock rate may be from the lab's before
+/// KVM wants to scale it.
+///
+/// The emulated CPU has no constant TSC, so KVM keeps the rate that the
+/// kernel found early in its boot and gives it to every guest, while the
+/// kernel itself goes on with a refined one, up to 1 % away. Beyond the
+/// tolerance KVM tries to scale, cannot (the CPU has no TSC scaling), and
+/// leaves a scale of zero: each deadline timer of a guest then fires late by
+/// as long as the lab has been up (arch/x86/kvm/x86.c, `set_tsc_khz`).
+const TSC_TOLERANCE: u32 = 20_000;
 
 /// One lab machine.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +93,8 @@ impl Machine<'_> {
         let agent = escape(self.agent.as_os_str());
         let line = format!(
             "console=ttyS0 {messages} panic=-1 oops=panic no_timer_check tsc=reliable \
-             rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on lab_agent={agent}"
+             rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on \
+             kvm.tsc_tolerance_ppm={TSC_TOLERANCE} lab_agent={agent}"
         );
         if line.len() > CMDLINE_MAX {
             return Err(LabError::AgentPath { path: self.agent.into() });
