@@ -9,6 +9,10 @@ fail() {
     exit 125
 }
 
+kernel_log() {
+    dmesg | tail -n 40 | sed 's/^/neap-job: kernel log: /'
+}
+
 # The tests of exclusive access map single pages and fail on huge ones.
 if [ -f /sys/kernel/mm/transparent_hugepage/enabled ]; then
     echo never >/sys/kernel/mm/transparent_hugepage/enabled
@@ -19,9 +23,11 @@ echo 64 >/proc/sys/vm/nr_hugepages
 
 # A test_hmm that failed to load leaves device numbers behind, and the kernel
 # oopses when they are opened: go no further then.
-insmod /lib/modules/test_hmm.ko ${SPM0:+spm_addr_dev0=$SPM0} ${SPM1:+spm_addr_dev1=$SPM1} ||
-    fail "test_hmm did not load: the kernel's messages follow
-$(dmesg | tail -n 20)"
+if ! insmod /lib/modules/test_hmm.ko \
+    ${SPM0:+spm_addr_dev0=$SPM0} ${SPM1:+spm_addr_dev1=$SPM1}; then
+    kernel_log
+    fail "test_hmm did not load with windows at ${SPM0:-none} and ${SPM1:-none}"
+fi
 
 major=$(awk '$2 == "HMM_DMIRROR" { print $1 }' /proc/devices)
 [ -n "$major" ] || fail "test_hmm registered no character device"
@@ -34,7 +40,5 @@ done
 
 hmm-tests "$@"
 status=$?
-if [ "$status" -ne 0 ]; then
-    dmesg | tail -n 40 | sed 's/^/neap-job: kernel log: /'
-fi
+[ "$status" -eq 0 ] || kernel_log
 exit "$status"

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{bench, doctor, hmm_tests, lab, run, setup};
@@ -11,7 +12,7 @@ use crate::failure::{Outcome, SUCCESS, USAGE};
 /// A virtual machine monitor for coherent device memory: memory of a GPU or
 /// of CXL that processors can address.
 #[derive(Parser, Debug)]
-#[command(name = "neap", version, max_term_width = 100, subcommand_required = true)]
+#[command(name = "neap", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,9 +34,13 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && error.kind() != MISSING_COMMAND => {
+            eprintln!("neap: {}", one_line(&error.to_string()));
+            return ExitCode::from(USAGE);
+        }
         Err(error) => {
-            // Help and version are no mistakes; clap exits those with 0 and
-            // mistakes with 2, which here means a failed machine.
+            // Help and version go to stdout; without a command the help is the
+            // answer to a mistake.
             let status = if error.use_stderr() { USAGE } else { SUCCESS };
             return match error.print() {
                 Ok(()) => ExitCode::from(status),
@@ -61,5 +66,33 @@ fn dispatch(command: Command) -> Outcome {
         Command::Bench(args) => bench::execute(args),
         Command::Setup(args) => setup::execute(args),
         Command::LabAgent(args) => lab::execute_agent(args),
+    }
+}
+
+/// Clap's help where no command was given.
+const MISSING_COMMAND: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+/// The first paragraph of clap's message in one line; the others repeat the
+/// usage.
+fn one_line(message: &str) -> String {
+    let paragraph = message.strip_prefix("error: ").unwrap_or(message);
+    let lines = paragraph.lines().take_while(|line| !line.trim().is_empty());
+    lines.map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn messages_of_several_lines_become_one() {
+        let message = "error: the following were not provided:\n  --a\n  --b\n\nUsage: x\n";
+        assert_eq!(one_line(message), "the following were not provided: --a --b");
     }
 }

@@ -40,11 +40,6 @@ impl Cache {
         Ok(Self { root })
     }
 
-    /// The folder itself.
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Final place of the artifact called `name`.
     pub(crate) fn artifact(&self, name: &str) -> PathBuf {
         self.root.join(name)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use neap_memory::Gpa;
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use super::archive::{Archive, pad};
 use super::recipes;
@@ -85,6 +86,9 @@ fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// Lowest descriptor of an [`InheritedFile`].
+const FIRST_INHERITED: i32 = 64;
+
 /// A file in memory that child processes inherit, so that nothing has to be
 /// removed however this process ends.
 #[derive(Debug)]
@@ -95,9 +99,12 @@ pub struct InheritedFile {
 impl InheritedFile {
     /// A file with `content`; `name` shows up under /proc only.
     pub fn new(name: &str, content: &[u8]) -> io::Result<Self> {
-        // Without MFD_CLOEXEC: the child is to have it.
-        let mut file = File::from(memfd_create(name, MemfdFlags::empty())?);
+        let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
         file.write_all(content)?;
+        // Shell scripts on the way to the child use the one-digit
+        // descriptors for themselves.
+        let file = File::from(fcntl_dupfd_cloexec(&file, FIRST_INHERITED)?);
+        fcntl_setfd(&file, FdFlags::empty())?;
         Ok(Self { file })
     }
 
@@ -110,7 +117,7 @@ impl InheritedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     /// What the guest's shell makes of the job's variables and arguments.
     fn evaluate(job: &Job) -> String {
@@ -135,7 +142,12 @@ mod tests {
     #[test]
     fn a_child_can_read_the_inherited_file() {
         let file = InheritedFile::new("test", b"hello").unwrap();
-        let output = Command::new("cat").arg(file.path()).output().unwrap();
+        // Through a guard as well, which has descriptors of its own.
+        let mut command = crate::images::guarded::command("cat");
+        let mut child = command.arg(file.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let lifeline = child.stdin.take();
+        let output = child.wait_with_output().unwrap();
         assert_eq!(output.stdout, b"hello");
+        drop(lifeline);
     }
 }

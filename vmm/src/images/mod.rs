@@ -121,7 +121,7 @@ pub fn locate() -> Result<GuestImages, ImageError> {
 /// What [`ensure`] would have to do, in words; empty if nothing.
 pub fn missing() -> Result<Vec<String>, ImageError> {
     let built = locate();
-    let need = if built.is_ok() { Need::Run } else { Need::BuildAndRun };
+    let need = if built.is_ok() { Need::Run } else { Need::Everything };
     let mut missing: Vec<String> = built.err().map(|error| error.to_string()).into_iter().collect();
     let packages = Missing::find(need);
     if !packages.is_empty() {
@@ -145,6 +145,9 @@ pub fn ensure() -> Result<GuestImages, ImageError> {
     {
         return Ok(images);
     }
+    // Before anything is created: what this user cannot mend here.
+    let need = if locate().is_ok() { Need::Run } else { Need::Everything };
+    packages::require_means(need)?;
     let lock = cache.lock()?;
     let interrupts = Interrupts::watch()
         .map_err(|source| ImageError::Spawn { program: "a signal handler".to_owned(), source })?;
@@ -153,9 +156,9 @@ pub fn ensure() -> Result<GuestImages, ImageError> {
         packages::ensure(Need::Run, &lock, &interrupts)?;
         return Ok(images);
     }
-    packages::ensure(Need::BuildAndRun, &lock, &interrupts)?;
+    packages::ensure(Need::Everything, &lock, &interrupts)?;
     let Some(source) = packages::kernel_source() else {
-        return Err(Missing::find(Need::BuildAndRun).error());
+        return Err(Missing::find(Need::Everything).error());
     };
     let kernel = build::kernel(&source, &lock, &interrupts)?;
     let modules = build::MODULES.map(|name| kernel.module(name));

@@ -154,10 +154,12 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 /// What a set-up needs packages for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Only to run what is built.
+    /// To run what is built.
     Run,
-    /// To build, and to run.
-    BuildAndRun,
+    /// To compile from somebody's own sources, and to run.
+    Compile,
+    /// To build the guest kernel, and to run.
+    Everything,
 }
 
 /// What is not on this machine.
@@ -172,7 +174,7 @@ pub(crate) struct Missing {
 impl Missing {
     /// Looks for everything that `need` takes.
     pub(crate) fn find(need: Need) -> Self {
-        let build = if need == Need::BuildAndRun { BUILD } else { &[] };
+        let build = if need == Need::Run { &[] } else { BUILD };
         let mut missing = Self::default();
         for (probe, package) in build.iter().chain(RUN) {
             if !probe.found() {
@@ -180,7 +182,7 @@ impl Missing {
                 missing.packages.push((*package).to_owned());
             }
         }
-        if need == Need::BuildAndRun && kernel_source().is_none() {
+        if need == Need::Everything && kernel_source().is_none() {
             missing.what.push("the kernel's source".to_owned());
             let package = offered_kernel_source();
             missing
@@ -206,8 +208,16 @@ impl Missing {
     }
 }
 
+/// Fails if something that `need` takes is missing and this process may not
+/// install it.
+pub(crate) fn require_means(need: Need) -> Result<(), ImageError> {
+    let missing = Missing::find(need);
+    let able = rustix::process::geteuid().is_root() && program("apt-get").is_some();
+    if missing.is_empty() || able { Ok(()) } else { Err(missing.error()) }
+}
+
 /// Installs what `need` lacks, if this process may.
-pub(super) fn ensure(
+pub(crate) fn ensure(
     need: Need,
     lock: &CacheLock,
     interrupts: &Interrupts,
@@ -216,9 +226,7 @@ pub(super) fn ensure(
     if missing.is_empty() {
         return Ok(());
     }
-    if !rustix::process::geteuid().is_root() || program("apt-get").is_none() {
-        return Err(missing.error());
-    }
+    require_means(need)?;
     let log = lock.cache().log("packages");
     let apt = |step: &str, args: &[&str]| {
         let mut command = guarded::command("apt-get");

@@ -24,19 +24,21 @@ pub const PORT_NAME: &str = "neap.lab";
 pub const SHARE_TAG: &str = "work";
 /// Mount tag of the host's root (see guest-images/lab-init).
 const ROOT_TAG: &str = "root";
+/// An AMD processor with nested paging. Without XSAVE: the emulation does not
+/// tell KVM of a guest's XSETBV, and CPUID would contradict the guest's state
+/// (Linux warns of an "XSAVE consistency problem").
+const CPU: &str =
+    "EPYC,+svm,+npt,phys-bits=48,-xsave,-xsaveopt,-xsavec,-xgetbv1,-avx,-avx2,-fma,-f16c";
+/// How far, in millionths, the TSC rate that KVM took first may be from the
+/// one that the lab's kernel finds later. Emulation makes the first estimate
+/// rough. Beyond the usual 250 KVM wants to scale, cannot, and leaves a scale
+/// of zero: each deadline timer of a guest then fires late by as long as the
+/// lab has been up (arch/x86/kvm/x86.c, `set_tsc_khz`). The kernel refuses a
+/// second estimate that is off by more than 10000, so this is enough.
+const TSC_TOLERANCE_PPM: u32 = 50_000;
 /// Longest kernel command line without its final NUL, in bytes
 /// (`COMMAND_LINE_SIZE`, arch/x86/include/asm/setup.h).
 const CMDLINE_MAX: usize = 2047;
-/// How far, in millionths, a guest's clock rate may be from the lab's before
-/// KVM wants to scale it.
-///
-/// The emulated CPU has no constant TSC, so KVM keeps the rate that the
-/// kernel found early in its boot and gives it to every guest, while the
-/// kernel itself goes on with a refined one, up to 1 % away. Beyond the
-/// tolerance KVM tries to scale, cannot (the CPU has no TSC scaling), and
-/// leaves a scale of zero: each deadline timer of a guest then fires late by
-/// as long as the lab has been up (arch/x86/kvm/x86.c, `set_tsc_khz`).
-const TSC_TOLERANCE: u32 = 20_000;
 
 /// One lab machine.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,7 @@ impl Machine<'_> {
             .flag("-no-user-config")
             .put("-machine", "q35,smbus=off,sata=off,i8042=off,vmport=off")
             .put("-accel", "tcg,thread=multi")
-            .put("-cpu", "EPYC,+svm,+npt,phys-bits=48")
+            .put("-cpu", CPU)
             .put("-smp", self.cpus.to_string())
             .put("-m", format!("{}M", self.memory / MIB))
             .put("-display", "none")
@@ -94,7 +96,7 @@ impl Machine<'_> {
         let line = format!(
             "console=ttyS0 {messages} panic=-1 oops=panic no_timer_check tsc=reliable \
              rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on \
-             kvm.tsc_tolerance_ppm={TSC_TOLERANCE} lab_agent={agent}"
+             kvm.tsc_tolerance_ppm={TSC_TOLERANCE_PPM} lab_agent={agent}"
         );
         if line.len() > CMDLINE_MAX {
             return Err(LabError::AgentPath { path: self.agent.into() });

@@ -53,6 +53,17 @@ impl Code {
         self.emit(&[0xb9], &value.to_le_bytes());
     }
 
+    /// `inc dword [moffs32]` (FF /0, ModRM 05: a bare 32-bit address; 64-bit
+    /// mode would take it as relative to RIP).
+    pub(super) fn inc_dword_at(&mut self, address: u32) {
+        self.emit(&[0xff, 0x05], &address.to_le_bytes());
+    }
+
+    /// `ud2` (0F 0B).
+    pub(super) fn ud2(&mut self) {
+        self.emit(&[0x0f, 0x0b], &[]);
+    }
+
     /// `out dx, al` (EE).
     pub(super) fn out_dx_al(&mut self) {
         self.emit(&[0xee], &[]);

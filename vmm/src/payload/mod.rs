@@ -4,10 +4,11 @@
 //! |---|---|---|
 //! | [`hello`] | PVH entry, protected mode | start-up time, order of a machine's life |
 //! | [`stay`] | PVH entry, protected mode | memory use of a machine that only exists |
+//! | [`count`] | PVH entry, protected mode | a machine that never leaves the guest by itself |
 //! | [`memory_probe`] | PVH entry, goes to long mode | words at any guest-physical address |
 //! | [`speed::COUNTING_LOOP`] | long mode, CPL 0 or 3 | speed of guest kernel and user mode |
 //!
-//! The first three come as a PVH ELF ([`elf`]), so that any VMM boots them
+//! The first four come as a PVH ELF ([`elf`]), so that any VMM boots them
 //! like a kernel; the last is raw code for [`long_mode`] state, because only
 //! the host can start a vCPU in CPL 3 without running CPL 0 code first.
 
@@ -55,6 +56,32 @@ pub fn stay() -> Vec<u8> {
     greet(&mut code);
     halt(&mut code);
     code.bytes()
+}
+
+/// Where [`count`] keeps its number, 4 bytes.
+pub const COUNTER: Gpa = Gpa(LOAD.0 + 0x1000);
+
+/// Counts at [`COUNTER`] for ever, without an exit.
+pub fn count() -> Vec<u8> {
+    let mut code = Code::default();
+    let again = code.here();
+    code.inc_dword_at(COUNTER.0 as u32);
+    code.jmp(again);
+    code.bytes()
+}
+
+/// [`count`] as a PVH ELF.
+pub fn count_elf() -> Vec<u8> {
+    pvh_elf(LOAD, LOAD, &count())
+}
+
+/// An invalid instruction where the interrupt table is empty, as PVH entry
+/// leaves it: the fault cannot be delivered, nor can the fault about that, and
+/// the processor shuts down.
+pub fn triple_fault_elf() -> Vec<u8> {
+    let mut code = Code::default();
+    code.ud2();
+    pvh_elf(LOAD, LOAD, &code.bytes())
 }
 
 /// [`hello`] as a PVH ELF.

@@ -1,0 +1,158 @@
+//! A `neap` process with a deadline.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// For commands that boot no guest.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A `neap` command line about to run.
+#[derive(Debug)]
+pub struct Neap {
+    command: Command,
+    deadline: Duration,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit status; `None` for a signal.
+    pub status: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// From start to end.
+    pub took: Duration,
+}
+
+/// A `neap` that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    stdout: Option<JoinHandle<String>>,
+    stderr: Option<JoinHandle<String>>,
+    began: Instant,
+    deadline: Duration,
+}
+
+impl Neap {
+    /// `neap ARGS`, without input.
+    pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(crate::neap());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { command, deadline: DEADLINE }
+    }
+
+    /// More arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// An environment variable.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Input from a file.
+    pub fn stdin(mut self, file: File) -> Self {
+        self.command.stdin(file);
+        self
+    }
+
+    /// Another deadline.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// The command itself, for what is not wrapped here.
+    pub fn command(&mut self) -> &mut Command {
+        &mut self.command
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Ended {
+        self.start().wait()
+    }
+
+    /// Starts it.
+    pub fn start(mut self) -> Running {
+        let mut child = self.command.spawn().unwrap();
+        let stdout = child.stdout.take().map(collect);
+        let stderr = child.stderr.take().map(collect);
+        Running { child, stdout, stderr, began: Instant::now(), deadline: self.deadline }
+    }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).replace('\r', "")
+    })
+}
+
+impl Running {
+    /// Process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Sends a signal to it.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// The deadline passed; the process is killed first and its output shown.
+    pub fn wait(mut self) -> Ended {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if self.began.elapsed() > self.deadline {
+                self.child.kill().unwrap();
+                self.child.wait().unwrap();
+                break None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        let took = self.began.elapsed();
+        let text = |thread: Option<JoinHandle<String>>| {
+            thread.map_or_else(String::new, |thread| thread.join().unwrap())
+        };
+        let (stdout, stderr) = (text(self.stdout), text(self.stderr));
+        let Some(status) = status else {
+            panic!("not over after {:?}\nstdout:\n{stdout}\nstderr:\n{stderr}", self.deadline);
+        };
+        Ended { status: status.code(), stdout, stderr, took }
+    }
+}
+
+impl Ended {
+    /// Asserts the exit status, and shows the output if it is another.
+    #[track_caller]
+    pub fn expect_status(self, status: i32) -> Self {
+        assert_eq!(self.status, Some(status), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Asserts that standard output has a line that contains `part`.
+    #[track_caller]
+    pub fn expect_line(&self, part: &str) -> &str {
+        self.stdout.lines().find(|line| line.contains(part)).unwrap_or_else(|| {
+            panic!("no line with {part:?} in\n{}\nstderr:\n{}", self.stdout, self.stderr)
+        })
+    }
+}

@@ -1,0 +1,103 @@
+//! A Linux guest that runs a job and powers off.
+
+use std::time::Duration;
+
+use neap_vmm::images::{self, GuestImages, InheritedFile, Job};
+
+use crate::command::{Ended, Neap, Running};
+
+/// For one guest in the lab on a busy machine; idle it takes 3 to 10 s.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Which image of the kernel boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// Uncompressed ELF.
+    Vmlinux,
+    /// Compressed.
+    BzImage,
+}
+
+/// A guest about to boot.
+#[derive(Debug)]
+pub struct Guest {
+    images: GuestImages,
+    image: Image,
+    cmdline: String,
+    job: Job,
+    options: Vec<String>,
+}
+
+/// A guest that boots or runs; the initrd lives as long.
+#[derive(Debug)]
+pub struct Booted {
+    running: Running,
+    _initrd: InheritedFile,
+}
+
+impl Guest {
+    /// A guest that runs `job`.
+    pub fn with_job(job: Job) -> Self {
+        let images = images::locate().unwrap();
+        let cmdline = "console=ttyS0 panic=-1 panic_on_warn=1 quiet loglevel=1".to_owned();
+        Self { images, image: Image::Vmlinux, cmdline, job, options: Vec::new() }
+    }
+
+    /// A guest that runs a shell script.
+    pub fn script(script: &str) -> Self {
+        Self::with_job(Job::script(script))
+    }
+
+    /// Boots another image of the kernel.
+    pub fn image(mut self, image: Image) -> Self {
+        self.image = image;
+        self
+    }
+
+    /// Options of `neap run`, as one would type them.
+    pub fn options(mut self, text: &str) -> Self {
+        self.options.extend(text.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// More kernel command line.
+    pub fn cmdline(mut self, text: &str) -> Self {
+        self.cmdline = format!("{} {text}", self.cmdline);
+        self
+    }
+
+    /// Starts the guest.
+    pub fn boot(self) -> Booted {
+        let kernel = match self.image {
+            Image::Vmlinux => &self.images.vmlinux,
+            Image::BzImage => &self.images.bzimage,
+        };
+        let initrd = self.job.initrd(&self.images.initramfs).unwrap();
+        let initrd = InheritedFile::new("initrd", &initrd).unwrap();
+        let neap = Neap::new(["run", "--cmdline", &self.cmdline])
+            .args([&"--kernel".into(), kernel, &"--initrd".into(), &initrd.path()])
+            .args(&self.options)
+            .deadline(DEADLINE);
+        Booted { running: neap.start(), _initrd: initrd }
+    }
+
+    /// Boots the guest and waits for its power-off; the job must succeed.
+    #[track_caller]
+    pub fn run(self) -> Ended {
+        let ended = self.boot().wait().expect_status(0);
+        assert_eq!(ended.expect_line("neap-guest: exit"), "neap-guest: exit 0", "{}", ended.stdout);
+        ended
+    }
+}
+
+impl Booted {
+    /// The process.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Waits for its end, however that comes.
+    pub fn wait(self) -> Ended {
+        self.running.wait()
+    }
+}

@@ -1,0 +1,51 @@
+//! Processors: how many there are, how they hang together, and their clock.
+
+use libtest_mimic::Trial;
+use neap_tests::Guest;
+
+use crate::trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("processors::topology_is_one_package_a_node", topology),
+        trial("processors::sixteen_come_up", sixteen),
+        trial("processors::the_clock_is_kvms", clock),
+    ]
+}
+
+const TOPOLOGY: &str = "for c in /sys/devices/system/cpu/cpu[0-9]*; do
+    echo \"${c##*/}: package $(cat $c/topology/physical_package_id) core $(cat $c/topology/core_id) threads $(cat $c/topology/thread_siblings_list)\"
+done; dmesg | grep -iE 'warn|llc-sibling|firmware bug'";
+
+fn topology() {
+    let ended = Guest::script(TOPOLOGY)
+        .options("--cpus 4 --numa node=0,cpus=0-1,memory=512M --numa node=1,cpus=2-3,memory=512M")
+        .run();
+    for line in [
+        "cpu0: package 0 core 0 threads 0",
+        "cpu1: package 0 core 1 threads 1",
+        "cpu2: package 1 core 0 threads 2",
+        "cpu3: package 1 core 1 threads 3",
+    ] {
+        ended.expect_line(line);
+    }
+    let complaints: Vec<_> = ended
+        .stdout
+        .lines()
+        .filter(|line| !line.starts_with("cpu") && !line.starts_with("neap-guest"))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+fn sixteen() {
+    let ended = Guest::script("nproc; cat /sys/devices/system/cpu/online")
+        .options("--cpus 16 --memory 1G")
+        .run();
+    ended.expect_line("0-15");
+}
+
+fn clock() {
+    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let ended = Guest::script(&format!("cat {source}; cat /proc/interrupts")).run();
+    ended.expect_line("kvm-clock");
+}
