@@ -220,6 +220,7 @@ fn the_root_as_working_folder_is_not_shared_and_that_is_said() {
 fn the_lab_has_what_neap_needs_and_does_not_nest() {
     let mut command = script(
         r#"cat /sys/module/kvm_amd/parameters/npt /sys/module/kvm/parameters/tdp_mmu
+        cat /sys/module/kvm/parameters/tsc_tolerance_ppm
         test -c /dev/kvm && test -c /dev/userfaultfd && echo devices
         echo 8 > /proc/sys/vm/nr_hugepages && grep -o 'HugePages_Total: *8' /proc/meminfo
         touch /dev/hugepages/x /tmp/x /var/tmp/x /dev/shm/x /run/x && ls -d /sys/kernel/debug/kvm
@@ -229,7 +230,7 @@ fn the_lab_has_what_neap_needs_and_does_not_nest() {
     command.env("NEAP_TESTED", neap()).env("NEAP_FOR_THIS_TEST", "passed");
     let ended = run(command);
     let expected =
-        "Y\nY\ndevices\nHugePages_Total:       8\n/sys/kernel/debug/kvm\n1 passed\nneap ";
+        "Y\nY\n50000\ndevices\nHugePages_Total:       8\n/sys/kernel/debug/kvm\n1 passed\nneap ";
     let stdout = String::from_utf8(ended.stdout).unwrap();
     assert!(stdout.starts_with(expected), "{stdout}\n{}", ended.stderr);
     assert!(ended.stderr.contains("the lab already"), "{}", ended.stderr);

@@ -31,8 +31,10 @@ const CPU: &str =
     "EPYC,+svm,+npt,phys-bits=48,-xsave,-xsaveopt,-xsavec,-xgetbv1,-avx,-avx2,-fma,-f16c";
 /// How far, in millionths, the TSC rate that KVM took first may be from the
 /// one that the lab's kernel finds later. Emulation makes the first estimate
-/// rough; beyond the usual 250 KVM gives guests a TSC that it cannot scale to,
-/// and their timers all but stop.
+/// rough. Beyond the usual 250 KVM wants to scale, cannot, and leaves a scale
+/// of zero: each deadline timer of a guest then fires late by as long as the
+/// lab has been up (arch/x86/kvm/x86.c, `set_tsc_khz`). The kernel refuses a
+/// second estimate that is off by more than 10000, so this is enough.
 const TSC_TOLERANCE_PPM: u32 = 50_000;
 /// Longest kernel command line without its final NUL, in bytes
 /// (`COMMAND_LINE_SIZE`, arch/x86/include/asm/setup.h).
