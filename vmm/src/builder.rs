@@ -148,7 +148,8 @@ fn vcpus(kvm: &Kvm, vm: &Vm, config: &VmConfig, entry: Entry) -> Result<Vec<Vcpu
     let mut vcpus = Vec::with_capacity(cpus.len());
     for cpu in cpus {
         let vcpu = vm.create_vcpu(cpu.apic_id)?;
-        let topology = CpuTopology { apic_id: cpu.apic_id, core_bits, cpus: cpus.len() as u32 };
+        let (apic_id, cpus) = (cpu.apic_id, cpus.len() as u32);
+        let topology = CpuTopology { apic_id, core_bits, cpus };
         vcpu.set_cpuid2(&cpuid::adapt(&supported, topology))
             .map_err(kvm::named("KVM_SET_CPUID2"))?;
         state::set_reset_state(&vcpu)?;

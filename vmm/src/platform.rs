@@ -31,6 +31,10 @@ pub const LOW_RAM_END: Gpa = Gpa(0x9fc00);
 pub const ACPI_BASE: Gpa = Gpa(0xe0000);
 /// Bytes kept for the ACPI tables.
 pub const ACPI_SIZE: u64 = 128 * KIB;
+/// Where a processor looks for its firmware in real mode: the last 16 bytes
+/// of the BIOS area, after the ACPI tables.
+pub const RESET_VECTOR: Gpa = Gpa(0xf_fff0);
+const _: () = assert!(ACPI_BASE.0 + ACPI_SIZE == RESET_VECTOR.0 + 16);
 /// Where memory above the BIOS area begins, and where kernels are loaded.
 pub const HIGH_RAM: Gpa = Gpa(MIB);
 
@@ -40,8 +44,11 @@ pub const PCI_MMIO_BASE: Gpa = layout::HOLE_BASE;
 pub const PCI_MMIO_SIZE: u64 = ECAM_BASE.0 - PCI_MMIO_BASE.0;
 /// PCI configuration space, memory-mapped (ECAM), segment 0.
 pub const ECAM_BASE: Gpa = Gpa(0xe000_0000);
-/// Buses that the ECAM range covers.
-pub const ECAM_BUSES: u64 = 256;
+/// Buses that the ECAM range covers. Only bus 0 has anything, and Linux looks
+/// for a bridge on every device of every bus there could be
+/// (`pcibios_fixup_peer_bridges`, arch/x86/pci/legacy.c): 256 buses cost a
+/// boot 16384 exits.
+pub const ECAM_BUSES: u64 = 1;
 /// Bytes of the ECAM range: 1 MiB a bus.
 pub const ECAM_SIZE: u64 = ECAM_BUSES * MIB;
 /// IOAPIC registers.

@@ -115,7 +115,7 @@ fn acpica_reads_every_table_without_complaint() {
         ("APIC", "Processor x2Apic ID : 0000012C"),
         ("APIC", "Address : FEC00000"),
         ("MCFG", "Base Address : 00000000E0000000"),
-        ("MCFG", "End Bus Number : FF"),
+        ("MCFG", "End Bus Number : 00"),
         ("SRAT", "Apic ID : 0000012C"),
         ("SRAT", "Base Address : 0000000100000000"),
         ("SRAT", "Address Length : 0000000040000000"),
@@ -123,6 +123,7 @@ fn acpica_reads_every_table_without_complaint() {
         ("HMAT", "Entry Base Unit : 00000000000003E8"),
         ("HMAT", "Processor Proximity Domain Valid : 1"),
         ("DSDT", "Name (_HID, EisaId (\"PNP0A08\")"),
+        ("DSDT", "Name (_PXM, Zero)"),
         ("DSDT", "Name (\\_S5, Package (0x04)"),
     ];
     for (name, line) in expected {

@@ -50,7 +50,7 @@ fn host_bridge() {
     let script = "cat /sys/bus/pci/devices/0000:00:00.0/class; dmesg | grep -E 'PCI.*ECAM'";
     let ended = Guest::script(script).run();
     ended.expect_line("0x060000");
-    ended.expect_line("ECAM [mem 0xe0000000-0xefffffff]");
+    ended.expect_line("ECAM [mem 0xe0000000-0xe00fffff]");
     // The same bridge without ECAM.
     let ended =
         Guest::script("cat /sys/bus/pci/devices/0000:00:00.0/class").cmdline("pci=nommconf").run();

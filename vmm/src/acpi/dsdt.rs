@@ -13,6 +13,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::table;
 use crate::platform;
+use crate::topology::Topology;
 
 /// First I/O port that the host bridge hands to PCI devices: above everything
 /// with a fixed port.
@@ -27,10 +28,10 @@ const SERIAL_PORTS: u8 = neap_devices::serial::SerialPort::SIZE as u8;
 const REVISION: u8 = 2;
 
 /// The DSDT.
-pub(super) fn build() -> Sdt {
+pub(super) fn build(topology: &Topology) -> Sdt {
     let mut aml = Vec::new();
     sleep_states(&mut aml);
-    host_bridge(&mut aml);
+    host_bridge(&mut aml, topology);
     motherboard(&mut aml);
     serial(&mut aml);
     table(*b"DSDT", REVISION, &aml)
@@ -43,8 +44,9 @@ fn sleep_states(aml: &mut dyn AmlSink) {
     Name::new(Path::new("\\_S5_"), &package).to_aml_bytes(aml);
 }
 
-/// The PCI Express host bridge, with what it decodes and hands on.
-fn host_bridge(aml: &mut dyn AmlSink) {
+/// The PCI Express host bridge, with what it decodes and hands on. It sits
+/// beside the first CPU.
+fn host_bridge(aml: &mut dyn AmlSink, topology: &Topology) {
     let buses = AddressSpace::<u16>::new_bus_number(0, (platform::ECAM_BUSES - 1) as u16);
     let config = IO::new(platform::PCI_CONFIG_PORT, platform::PCI_CONFIG_PORT, 1, PCI_CONFIG_PORTS);
     let ports = AddressSpace::<u16>::new_io(PCI_IO_FIRST, u16::MAX, None);
@@ -55,21 +57,20 @@ fn host_bridge(aml: &mut dyn AmlSink) {
         low(platform::PCI_MMIO_BASE.0 + platform::PCI_MMIO_SIZE - 1),
         None,
     );
-    Device::new(
-        Path::new("_SB_.PCI0"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A08")),
-            &Name::new(Path::new("_CID"), &EISAName::new("PNP0A03")),
-            &Name::new(Path::new("_UID"), &0u8),
-            &Name::new(Path::new("_SEG"), &0u8),
-            &Name::new(Path::new("_BBN"), &0u8),
-            &Name::new(
-                Path::new("_CRS"),
-                &ResourceTemplate::new(vec![&buses, &config, &ports, &window]),
-            ),
-        ],
-    )
-    .to_aml_bytes(aml);
+    let resources = ResourceTemplate::new(vec![&buses, &config, &ports, &window]);
+
+    let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0A08"));
+    let cid = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
+    let uid = Name::new(Path::new("_UID"), &0u8);
+    let segment = Name::new(Path::new("_SEG"), &0u8);
+    let bus = Name::new(Path::new("_BBN"), &0u8);
+    let crs = Name::new(Path::new("_CRS"), &resources);
+    let mut children: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &bus, &crs];
+    // Linux complains of a bridge of no node where there are several.
+    let node = topology.cpus.first().filter(|_| topology.numa).map(|cpu| cpu.node);
+    let node = node.map(|node| Name::new(Path::new("_PXM"), &node));
+    children.extend(node.as_ref().map(|name| name as &dyn Aml));
+    Device::new(Path::new("_SB_.PCI0"), children).to_aml_bytes(aml);
 }
 
 /// Motherboard resources: the ECAM must be reserved this way, or Linux does

@@ -118,7 +118,7 @@ pub fn build(topology: &Topology, base: Gpa, size: u64) -> Result<Tables, AcpiEr
         base.0.saturating_add(at as u64)
     };
 
-    let dsdt = place(&bytes(&dsdt::build()));
+    let dsdt = place(&bytes(&dsdt::build(topology)));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(place(&bytes(&fadt::build(dsdt))));
     for table in &tables {

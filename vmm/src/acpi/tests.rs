@@ -133,7 +133,7 @@ fn fadt_is_hardware_reduced_with_its_registers() {
 fn mcfg_names_the_whole_ecam() {
     let mcfg = &built(&flat())["MCFG"];
     assert_eq!(mcfg[36..44], [0; 8]);
-    assert_eq!(mcfg[44..], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0]);
+    assert_eq!(mcfg[44..], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]

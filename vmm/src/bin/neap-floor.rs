@@ -10,6 +10,9 @@
 //! With `stay` the payload halts instead, so that the process can be looked
 //! at from outside.
 
+use std::convert::Infallible;
+use std::process::ExitCode;
+
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_regs, kvm_segment,
     kvm_userspace_memory_region,
@@ -22,7 +25,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 /// Guest memory in bytes, as in `neap run --memory 512M`.
 const MEMORY: u64 = 512 * MIB;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    let Err(error) = run();
+    eprintln!("neap-floor: {error}");
+    ExitCode::FAILURE
+}
+
+/// Returns only when something failed; success ends the process.
+fn run() -> anyhow::Result<Infallible> {
     let code = match std::env::args().nth(1).as_deref() {
         None => payload::hello(),
         Some("stay") => payload::stay(),

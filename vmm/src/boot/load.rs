@@ -11,7 +11,7 @@ use super::initrd::{self, InitrdError};
 use super::kernel::{KernelError, KernelImage, Protocol};
 use super::map::{MapEntry, memory_map};
 use super::params::{MapTooLong, ZeroPage};
-use super::{WriteError, efi, pvh, tables, write};
+use super::{WriteError, efi, pvh, reset_vector, tables, write};
 use crate::acpi::{self, AcpiError};
 use crate::config::VmConfig;
 use crate::kvm::state::{self, Entry};
@@ -102,8 +102,10 @@ pub fn fill(
                 .map_err(|source| BootError::Initrd { path: path.clone(), source })?,
         ),
     };
-    let acpi = acpi::build(&config.topology, platform::ACPI_BASE, platform::ACPI_SIZE)?;
+    let acpi_size = platform::RESET_VECTOR.0 - platform::ACPI_BASE.0;
+    let acpi = acpi::build(&config.topology, platform::ACPI_BASE, acpi_size)?;
     write(memory, platform::ACPI_BASE, &acpi.bytes)?;
+    write(memory, platform::RESET_VECTOR, &reset_vector::CODE)?;
     let mut cmdline = config.cmdline.clone().into_bytes();
     cmdline.push(0);
     write(memory, platform::CMDLINE, &cmdline)?;

@@ -108,7 +108,7 @@ pub(crate) mod tests {
             entry(0x9_fc00, 0xe_0000, Reserved),
             entry(0xe_0000, 0x10_0000, Acpi),
             entry(0x10_0000, 3 * GIB, Ram),
-            entry(0xe000_0000, 0xf000_0000, Reserved),
+            entry(0xe000_0000, 0xe010_0000, Reserved),
             entry(4 * GIB, 5 * GIB, Ram),
             entry(5 * GIB, 6 * GIB, Spm),
             entry(6 * GIB, 7 * GIB, Spm),
@@ -121,7 +121,7 @@ pub(crate) mod tests {
         /// hole, then RAM and SPM in any order above it, with and without
         /// gaps; sometimes SPM below the hole.
         pub(crate) fn memories()(
-            low in prop::collection::vec(32u64..700, 1..4),
+            low in prop::collection::vec(32u64..500, 1..4),
             low_spm in prop::option::of(1u64..200),
             high in prop::collection::vec((1u64..3000, any::<bool>(), 0u64..3), 0..12),
         ) -> Vec<NodeMemory> {

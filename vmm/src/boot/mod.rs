@@ -10,6 +10,7 @@ pub mod load;
 pub mod map;
 pub mod params;
 pub mod pvh;
+pub mod reset_vector;
 pub mod tables;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};

@@ -64,12 +64,9 @@ impl ZeroPage<'_> {
     /// # Errors
     /// The memory map is too long.
     pub fn to_bytes(&self) -> Result<Vec<u8>, MapTooLong> {
-        let mut params = boot_params::default();
-        params.hdr = self.setup_header.unwrap_or_else(|| setup_header {
-            boot_flag: 0xaa55,
-            header: 0x5372_6448,
-            ..Default::default()
-        });
+        let plain = setup_header { boot_flag: 0xaa55, header: 0x5372_6448, ..Default::default() };
+        let hdr = self.setup_header.unwrap_or(plain);
+        let mut params = boot_params { hdr, ..Default::default() };
         params.hdr.type_of_loader = LOADER_UNDEFINED;
         params.hdr.loadflags |= LOADED_HIGH;
         params.hdr.cmd_line_ptr = platform::CMDLINE.0 as u32;

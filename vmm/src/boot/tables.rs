@@ -21,7 +21,7 @@ pub fn identity() -> Vec<u8> {
         *entry = table(2 + index);
     }
     for (index, entry) in entries[2 * ENTRIES..].iter_mut().enumerate() {
-        *entry = index as u64 * HUGE_PAGE_SIZE | PRESENT_WRITABLE | HUGE;
+        *entry = (index as u64 * HUGE_PAGE_SIZE) | PRESENT_WRITABLE | HUGE;
     }
     entries.into_iter().flat_map(u64::to_le_bytes).collect()
 }

@@ -1,14 +1,167 @@
-//! `neap bench`: Measures this machine
+//! `neap bench`: measures this machine, each figure beside what it is
+//! compared with.
 
-use clap::Args;
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use crate::failure::{Failure, Outcome};
+use clap::{Args, Subcommand, ValueEnum};
 
-/// Measures this machine
+use super::place;
+use crate::bench::boot::{self, BootImages};
+use crate::bench::plot::{Panel, Series, svg};
+use crate::bench::start::{self, Sides};
+use crate::bench::{BenchError, Machine, Results};
+use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::images;
+
+/// Measures this machine, each figure beside what it is compared with
+///
+/// The exit status is 0 whether or not a target is reached.
 #[derive(Args, Debug)]
-pub struct BenchArgs {}
+pub struct BenchArgs {
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Subcommand, Debug)]
+enum Subject {
+    /// Process start to first guest instruction and to power-off, CPU time and memory, beside the
+    /// bare sequence of KVM calls
+    Start {
+        /// Timed runs of each side
+        #[arg(long, value_name = "N", default_value_t = 21)]
+        runs: usize,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Boot of a Linux guest to its first process, beside QEMU's microvm
+    Boot {
+        /// Timed runs of each side
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        runs: usize,
+        /// Form of the kernel
+        #[arg(long, value_enum, default_value = "vmlinux")]
+        kernel: KernelForm,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Args, Debug)]
+struct OutputArgs {
+    /// Print the machine and the figures as JSON
+    #[arg(long)]
+    json: bool,
+    /// Draw the samples into an SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KernelForm {
+    /// ELF file, entered by PVH
+    Vmlinux,
+    /// Compressed, entered by the Linux boot protocol
+    Bzimage,
+}
 
 /// Carries the command out.
-pub fn execute(_args: BenchArgs) -> Outcome {
-    Err(Failure::usage("not built yet"))
+///
+/// # Errors
+/// A mistake in the options, missing images, or a run that failed.
+pub fn execute(args: BenchArgs) -> Outcome {
+    match args.subject {
+        Subject::Start { runs, output } => bench_start(runs, &output),
+        Subject::Boot { runs, kernel, output } => bench_boot(runs, kernel, &output),
+    }
+}
+
+fn bench_start(runs: usize, output: &OutputArgs) -> Outcome {
+    let folder = tempfile::tempdir()
+        .map_err(|error| Failure::usage(format_args!("cannot make a temporary folder: {error}")))?;
+    let sides = Sides::new(&place::this_program()?, folder.path()).map_err(failure)?;
+    let start = start::measure(&sides, runs).map_err(failure)?;
+    if let Some(path) = &output.plot {
+        let panel = |title, ours, floor| Panel {
+            title,
+            series: vec![
+                Series { name: "neap", samples: ours },
+                Series { name: "floor", samples: floor },
+            ],
+        };
+        let (ours, floor) = (&start.ours, &start.floor);
+        write_plot(
+            path,
+            &[
+                panel("first guest instruction (ms)", &ours.first_ms, &floor.first_ms),
+                panel("whole process (ms)", &ours.whole_ms, &floor.whole_ms),
+                panel("CPU time (ms)", &ours.cpu_ms, &floor.cpu_ms),
+            ],
+        )?;
+    }
+    let results = Results { machine: Machine::this(), figures: start.figures.clone() };
+    print(output, &results, || format!("{}{}", heading(&results.machine, runs), start.table()))
+}
+
+fn bench_boot(runs: usize, kernel: KernelForm, output: &OutputArgs) -> Outcome {
+    let images = images::locate().map_err(Failure::usage)?;
+    let neap = place::this_program()?;
+    if place::needs_lab() {
+        eprintln!("neap: Linux guests do not run at full speed here; measuring in the lab");
+        return place::in_lab(env::args_os().skip(1).collect(), None);
+    }
+    let (kernel, name) = match kernel {
+        KernelForm::Vmlinux => (images.vmlinux, "boot.vs_qemu_microvm"),
+        KernelForm::Bzimage => (images.bzimage, "boot.vs_qemu_microvm.bzimage"),
+    };
+    let images = BootImages { kernel, initramfs: images.initramfs };
+    let boot = boot::measure(&neap, Path::new("qemu-system-x86_64"), &images, name, runs)
+        .map_err(failure)?;
+    if let Some(path) = &output.plot {
+        let series = vec![
+            Series { name: "neap", samples: &boot.ours_ms },
+            Series { name: "QEMU microvm", samples: &boot.qemu_ms },
+        ];
+        write_plot(path, &[Panel { title: "boot to init (ms)", series }])?;
+    }
+    let results = Results { machine: Machine::this(), figures: vec![boot.figure.clone()] };
+    print(output, &results, || {
+        let [ours, theirs] = &boot.commands;
+        format!(
+            "{}{}{}{ours}\n{theirs}\n",
+            heading(&results.machine, runs),
+            boot.table(),
+            boot.explanation()
+        )
+    })
+}
+
+fn failure(error: BenchError) -> Failure {
+    match error {
+        BenchError::NoRuns(_) | BenchError::File { .. } => Failure::usage(error),
+        BenchError::Child(_) | BenchError::Unexpected(_) => Failure::vm(error),
+    }
+}
+
+fn heading(machine: &Machine, runs: usize) -> String {
+    format!("{}\nmedians of {runs} runs, both sides in turn\n", machine.line())
+}
+
+fn write_plot(path: &Path, panels: &[Panel<'_>]) -> Result<(), Failure> {
+    fs::write(path, svg(panels))
+        .map_err(|error| Failure::usage(format_args!("--plot {}: {error}", path.display())))
+}
+
+fn print(output: &OutputArgs, results: &Results, text: impl FnOnce() -> String) -> Outcome {
+    let text = if output.json {
+        results.json().map_err(|error| Failure::vm(format_args!("--json: {error}")))?
+    } else {
+        text()
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::usage(format_args!("standard output: {error}")))?;
+    Ok(SUCCESS)
 }

@@ -4,8 +4,9 @@ use std::io::Write;
 
 use clap::Args;
 
-use crate::doctor;
+use crate::doctor::{self, Check};
 use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::images;
 
 /// Says what this machine can do for Neap, and why not.
 ///
@@ -27,7 +28,8 @@ const MAX_WIDTH: usize = 120;
 
 /// Carries the command out.
 pub fn execute(args: DoctorArgs) -> Outcome {
-    let report = doctor::examine();
+    let mut report = doctor::examine();
+    report.push(guest_images());
     let text = if args.json {
         report.json().map_err(|error| Failure::usage(format_args!("--json: {error}")))?
     } else {
@@ -37,6 +39,23 @@ pub fn execute(args: DoctorArgs) -> Outcome {
         .write_all(text.as_bytes())
         .map_err(|error| Failure::usage(format_args!("standard output: {error}")))?;
     Ok(SUCCESS)
+}
+
+fn guest_images() -> Check {
+    const NAME: &str = "images.guest";
+    match images::locate() {
+        Ok(images) => Check::ok(
+            NAME,
+            format!("kernel {}, built", images.kernel_version),
+            "guests and the lab can boot without set-up",
+        ),
+        Err(error) => Check::missing(
+            NAME,
+            error.to_string(),
+            "the lab and neap hmm-tests have nothing to boot yet",
+            "neap setup, which takes some minutes; make run does it by itself",
+        ),
+    }
 }
 
 fn width() -> usize {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::place;
 use crate::failure::Outcome;
 use crate::hmm::{self, Options, Place, Variant};
-use crate::images::IN_LAB;
+use crate::lab;
 
 /// Runs the kernel's hmm-tests in a guest with coherent device memory
 ///
@@ -46,6 +47,9 @@ pub struct HmmTestsArgs {
     test_args: Vec<String>,
 }
 
+/// Time for a lab to start and end beyond that of its guest.
+const LAB_MARGIN: Duration = Duration::from_secs(180);
+
 /// Carries the command out.
 pub fn execute(args: HmmTestsArgs) -> Outcome {
     let plan = hmm::prepare(Options {
@@ -58,6 +62,10 @@ pub fn execute(args: HmmTestsArgs) -> Outcome {
         test_args: args.test_args,
         prepared: args.prepared_kernel.zip(args.prepared_initramfs),
     })?;
-    let place = if std::env::var_os(IN_LAB).is_some() { Place::Lab } else { Place::Kvm };
-    hmm::execute(&plan, place)
+    if place::needs_lab() {
+        // The guest has its own limit; this one is for a lab that hangs.
+        let limit = Duration::from_secs(args.time_limit) + LAB_MARGIN;
+        return place::in_lab(plan.arguments(), Some(limit));
+    }
+    hmm::execute(&plan, if lab::inside() { Place::Lab } else { Place::Kvm })
 }

@@ -1,6 +1,5 @@
 //! `neap lab`: runs a `neap` command, or any program, inside the lab.
 
-use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -9,10 +8,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::place;
 use crate::config::units::Size;
 use crate::failure::{Failure, Outcome};
 use crate::images;
-use crate::lab::{self, LabError, LabImages, LabRequest, agent};
+use crate::lab::{self, LabImages, LabRequest, agent};
 
 /// Runs a neap command inside the lab: a machine in software emulation that
 /// has nested paging, sees this machine's files and writes to the working
@@ -48,8 +48,7 @@ pub struct LabArgs {
 
 /// Carries the command out.
 pub fn execute(args: LabArgs) -> Outcome {
-    let neap = env::current_exe()
-        .map_err(|error| Failure::vm(format_args!("cannot find the path of neap: {error}")))?;
+    let neap = place::this_program()?;
     let program = match args.program {
         Some(program) => program.canonicalize().map_err(|error| {
             Failure::usage(format_args!("--program {}: {error}", program.display()))
@@ -78,12 +77,7 @@ pub fn execute(args: LabArgs) -> Outcome {
         time_limit: args.time_limit,
         verbose: args.verbose,
     })
-    .map_err(|error| match error {
-        LabError::Cpus(_) | LabError::Memory(_) | LabError::QemuMissing => Failure::usage(error),
-        LabError::Image { .. } | LabError::AgentPath { .. } => Failure::usage(error),
-        LabError::TooLarge(_) | LabError::Program { .. } => Failure::usage(error),
-        error => Failure::vm(error),
-    })
+    .map_err(place::failure)
 }
 
 /// The lab's first process; started by the lab's kernel only.

@@ -5,5 +5,6 @@ pub mod bench;
 pub mod doctor;
 pub mod hmm_tests;
 pub mod lab;
+mod place;
 pub mod run;
 pub mod setup;

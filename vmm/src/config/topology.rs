@@ -39,10 +39,12 @@ pub(super) fn named_ram(numa: &[NumaOption]) -> Option<u64> {
 
 /// Works the topology out.
 pub(super) fn resolve(request: &Request<'_>, layout: &Layout) -> Result<Topology, ConfigError> {
+    // With SPM even one node is told: dax devices take their target node from
+    // SRAT, and kmem refuses a device without one.
     let numa = !request.numa.is_empty()
         || !request.distances.is_empty()
         || !request.hmat.is_empty()
-        || request.region_nodes.iter().any(Option::is_some);
+        || !request.region_nodes.is_empty();
     let nodes = collect_nodes(request)?;
     let count = nodes.len() as u32;
     let cpu_nodes = assign_cpus(request, &nodes)?;

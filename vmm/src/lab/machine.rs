@@ -24,6 +24,16 @@ pub const PORT_NAME: &str = "neap.lab";
 pub const SHARE_TAG: &str = "work";
 /// Mount tag of the host's root (see guest-images/lab-init).
 const ROOT_TAG: &str = "root";
+/// An AMD processor with nested paging. Without XSAVE: the emulation does not
+/// tell KVM of a guest's XSETBV, and CPUID would contradict the guest's state
+/// (Linux warns of an "XSAVE consistency problem").
+const CPU: &str =
+    "EPYC,+svm,+npt,phys-bits=48,-xsave,-xsaveopt,-xsavec,-xgetbv1,-avx,-avx2,-fma,-f16c";
+/// How far, in millionths, the TSC rate that KVM took first may be from the
+/// one that the lab's kernel finds later. Emulation makes the first estimate
+/// rough; beyond the usual 250 KVM gives guests a TSC that it cannot scale to,
+/// and their timers all but stop.
+const TSC_TOLERANCE_PPM: u32 = 50_000;
 /// Longest kernel command line without its final NUL, in bytes
 /// (`COMMAND_LINE_SIZE`, arch/x86/include/asm/setup.h).
 const CMDLINE_MAX: usize = 2047;
@@ -59,7 +69,7 @@ impl Machine<'_> {
             .flag("-no-user-config")
             .put("-machine", "q35,smbus=off,sata=off,i8042=off,vmport=off")
             .put("-accel", "tcg,thread=multi")
-            .put("-cpu", "EPYC,+svm,+npt,phys-bits=48")
+            .put("-cpu", CPU)
             .put("-smp", self.cpus.to_string())
             .put("-m", format!("{}M", self.memory / MIB))
             .put("-display", "none")
@@ -83,7 +93,8 @@ impl Machine<'_> {
         let agent = escape(self.agent.as_os_str());
         let line = format!(
             "console=ttyS0 {messages} panic=-1 oops=panic no_timer_check tsc=reliable \
-             rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on lab_agent={agent}"
+             rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on \
+             kvm.tsc_tolerance_ppm={TSC_TOLERANCE_PPM} lab_agent={agent}"
         );
         if line.len() > CMDLINE_MAX {
             return Err(LabError::AgentPath { path: self.agent.into() });

@@ -102,7 +102,7 @@ fn the_map_of_a_small_guest() {
         (AcpiReclaim, 0xe_0000, 0x10_0000, WB),
         (Conventional, 0x10_0000, GIB, WB),
         (Conventional, GIB, GIB + 512 * MIB, SP | WB),
-        (Reserved, 0xe000_0000, 0xf000_0000, UC),
+        (Reserved, 0xe000_0000, 0xe010_0000, UC),
     ]
     .map(|(memory_type, first, end, attributes)| Descriptor {
         memory_type,
