@@ -36,6 +36,27 @@ fn a_triple_fault_is_a_failure_with_one_line() {
     assert_eq!(ended.stderr, "neap: the guest triple-faulted\n");
 }
 
+/// What a payload that starts `expected` vCPUs says on a machine of `cpus`.
+#[track_caller]
+fn processors(expected: u32, cpus: u32) -> u8 {
+    let kernel = file(&payload::smp_elf(expected));
+    let ended = run(&kernel, &format!("--memory 64M --cpus {cpus}")).run().expect_status(0);
+    assert_eq!((ended.stdout.len(), ended.stderr.as_str()), (1, ""), "{}", ended.stdout);
+    ended.stdout.as_bytes()[0]
+}
+
+#[test]
+fn every_processor_comes_up() {
+    for cpus in [1, 2, 16, 64] {
+        assert_eq!(processors(cpus, cpus), payload::probe::GOOD, "{cpus} vCPUs");
+    }
+}
+
+#[test]
+fn a_processor_that_does_not_come_is_missed() {
+    assert_eq!(processors(3, 2), payload::probe::BAD);
+}
+
 #[test]
 fn words_above_a_tebibyte_are_memory_of_their_own() {
     if cpuid::host_address_bits() <= 41 {

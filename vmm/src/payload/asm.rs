@@ -59,6 +59,23 @@ impl Code {
         self.emit(&[0xff, 0x05], &address.to_le_bytes());
     }
 
+    /// `lock inc word [disp16]` (F0 FF /0, ModRM 06), real mode only.
+    pub(super) fn lock_inc_word_at(&mut self, address: u16) {
+        self.emit(&[0xf0, 0xff, 0x06], &address.to_le_bytes());
+    }
+
+    /// `mov dword [disp32], imm32` (C7 /0 id), 32-bit mode only.
+    pub(super) fn store_dword_at(&mut self, address: u32, value: u32) {
+        self.emit(&[0xc7, 0x05], &address.to_le_bytes());
+        self.emit(&value.to_le_bytes(), &[]);
+    }
+
+    /// `cmp dword [disp32], imm32` (81 /7 id), 32-bit mode only.
+    pub(super) fn compare_dword_at(&mut self, address: u32, value: u32) {
+        self.emit(&[0x81, 0x3d], &address.to_le_bytes());
+        self.emit(&value.to_le_bytes(), &[]);
+    }
+
     /// `ud2` (0F 0B).
     pub(super) fn ud2(&mut self) {
         self.emit(&[0x0f, 0x0b], &[]);
@@ -69,6 +86,11 @@ impl Code {
         self.emit(&[0xee], &[]);
     }
 
+    /// `out imm8, al` (E6 ib).
+    pub(super) fn out_al(&mut self, port: u8) {
+        self.emit(&[0xe6, port], &[]);
+    }
+
     /// `hlt` (F4).
     pub(super) fn hlt(&mut self) {
         self.emit(&[0xf4], &[]);
@@ -77,6 +99,13 @@ impl Code {
     /// `jmp rel8` (EB cb), back to a label at most 126 bytes away.
     pub(super) fn jmp(&mut self, to: Label) {
         self.short_jump(0xeb, to);
+    }
+
+    /// `loopne rel8` (E0 cb): counts `ecx` down and goes back, unless it is 0
+    /// or the last comparison found its operands equal. Flags stay as they
+    /// are.
+    pub(super) fn loop_while_unequal(&mut self, to: Label) {
+        self.short_jump(0xe0, to);
     }
 
     fn short_jump(&mut self, opcode: u8, to: Label) {

@@ -6,9 +6,10 @@
 //! | [`stay`] | PVH entry, protected mode | memory use of a machine that only exists |
 //! | [`count`] | PVH entry, protected mode | a machine that never leaves the guest by itself |
 //! | [`memory_probe`] | PVH entry, goes to long mode | words at any guest-physical address |
+//! | [`smp_elf`] | PVH entry; the others in real mode | all vCPUs come up |
 //! | [`speed::COUNTING_LOOP`] | long mode, CPL 0 or 3 | speed of guest kernel and user mode |
 //!
-//! The first four come as a PVH ELF ([`elf`]), so that any VMM boots them
+//! All but the last come as a PVH ELF ([`elf`]), so that any VMM boots them
 //! like a kernel; the last is raw code for [`long_mode`] state, because only
 //! the host can start a vCPU in CPL 3 without running CPL 0 code first.
 
@@ -16,6 +17,7 @@ mod asm;
 pub mod elf;
 pub mod long_mode;
 pub mod probe;
+mod smp;
 pub mod speed;
 
 use neap_memory::Gpa;
@@ -25,6 +27,7 @@ use asm::Code;
 
 pub use elf::pvh_elf;
 pub use probe::memory_probe;
+pub use smp::smp_elf;
 
 /// Where [`hello`] and [`stay`] are loaded and entered.
 pub const LOAD: Gpa = HIGH_RAM;
