@@ -45,7 +45,15 @@ pub struct Running {
 impl Neap {
     /// `neap ARGS`, without input.
     pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let mut command = Command::new(crate::neap());
+        Self::of_program(crate::neap(), args)
+    }
+
+    /// Another program that becomes `neap` in the end, such as unshare(1).
+    pub fn of_program<S: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { command, deadline: DEADLINE }
     }

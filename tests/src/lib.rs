@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod guest;
+pub mod refusal;
 pub mod terminal;
 
 pub use command::{Ended, Neap};

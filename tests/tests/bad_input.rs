@@ -5,53 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use neap_tests::Neap;
+use neap_tests::refusal::{Folder, refused};
 use neap_vmm::payload;
 use rustix::fs::{FileType, Mode, mknodat};
-use tempfile::TempDir;
-
-/// A folder with a kernel that starts, and other files as a test makes them.
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        let folder = Self(TempDir::new().unwrap());
-        folder.file("kernel", &payload::hello_elf());
-        folder
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.path(name);
-        fs::File::create(&path).unwrap().write_all(bytes).unwrap();
-        path
-    }
-
-    /// `neap run` with the good kernel and more options, given as one would
-    /// type them.
-    fn run(&self, options: &str) -> Neap {
-        Neap::new(["run", "--kernel"]).args([self.path("kernel")]).args(options.split_whitespace())
-    }
-}
-
-/// Asserts the refusal: status 1 and one line that has every part.
-#[track_caller]
-fn refused(neap: Neap, parts: &[&str]) {
-    let ended = neap.deadline(Duration::from_secs(20)).run().expect_status(1);
-    assert_eq!(ended.stdout, "");
-    let lines: Vec<&str> = ended.stderr.lines().filter(|line| !line.is_empty()).collect();
-    assert_eq!(lines.len(), 1, "{:?}", ended.stderr);
-    for part in parts {
-        assert!(lines[0].contains(part), "no {part:?} in {:?}", lines[0]);
-    }
-}
 
 /// A kernel image that is refused.
 #[track_caller]

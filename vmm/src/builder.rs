@@ -65,14 +65,16 @@ impl BuildError {
     }
 }
 
-/// A machine that has not started, and the descriptor that is written when
-/// its serial port has room for input again.
+/// A machine that has not started, and what its owner needs to know of it.
 #[derive(Debug)]
 pub struct Built {
     /// The machine.
     pub machine: Machine,
-    /// See [`SerialPort::new`].
+    /// Written when the serial port has room for input again; see
+    /// [`SerialPort::new`].
     pub room: EventFd,
+    /// Whether it boots a Linux kernel, rather than some other program.
+    pub linux: bool,
 }
 
 /// Builds the machine of `config`, with its console on `output`.
@@ -81,6 +83,7 @@ pub struct Built {
 /// The first part that could not be had.
 pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let (image, protocol) = load::open_kernel(config)?;
+    let linux = image.is_linux();
     let kvm = kvm::open()?;
     let memory = GuestMemory::new(&config.ranges()).map_err(|source| {
         let option = match &source {
@@ -99,7 +102,7 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let vcpus = vcpus(&kvm, &vm, config, entry)?;
     let counters = vcpus.iter().map(|_| ExitCounters::default()).collect();
     let shared = Arc::new(Shared { gate, buses, counters, reporter });
-    Ok(Built { machine: Machine::new(vm, shared, vcpus, serial), room })
+    Ok(Built { machine: Machine::new(vm, shared, vcpus, serial), room, linux })
 }
 
 fn serial_port(

@@ -28,7 +28,7 @@ impl Machine {
     pub fn this() -> Self {
         let kvm = match guest_mode() {
             GuestMode::Native => "native".to_owned(),
-            GuestMode::Interpreted { mips } => format!("interpreted at {mips:.1} MIPS"),
+            GuestMode::Interpreted { mips } => format!("interpreted at {mips}"),
             GuestMode::NoKvm(_) => "none".to_owned(),
         };
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());

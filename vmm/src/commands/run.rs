@@ -1,8 +1,10 @@
 //! `neap run`: runs one guest.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -10,12 +12,19 @@ use serde_json::json;
 use crate::builder::{self, BuildError, Built};
 use crate::config::{VmConfig, VmOptions, file, resolve};
 use crate::console::{self, ConsoleOutput, RawTerminal};
+use crate::doctor::{GuestMode, guest_mode};
 use crate::event_loop::{self, ConsoleInput, Signals};
 use crate::failure::{Failure, Outcome};
 use crate::kvm::cpuid;
 use crate::kvm::exit::NAMES;
+use crate::lab;
 use crate::lifecycle::{Event, State, StopReason};
 use crate::machine::Machine;
+use crate::reporter::Reporter;
+
+/// A Linux guest at hardware speed has booted by then, undisturbed by a
+/// second machine that is measured.
+const SPEED_CHECK_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs a guest
 ///
@@ -82,12 +91,15 @@ fn build_failure(error: BuildError) -> Failure {
 }
 
 fn run(built: Built, signals: &Signals) -> Result<(Machine, StopReason), Failure> {
-    let Built { mut machine, room } = built;
+    let Built { mut machine, room, linux } = built;
     console::restore_on_panic();
     let terminal =
         RawTerminal::enter().map_err(|e| Failure::vm(format!("terminal settings: {e}")))?;
     let mut input = ConsoleInput::new(machine.serial().clone(), room, terminal.is_some());
     machine.start().map_err(|e| Failure::vm(format!("vCPU threads: {e}")))?;
+    if linux && !lab::inside() {
+        warn_if_slow(machine.reporter().clone(), terminal.is_some());
+    }
     let over = event_loop::run(machine.reporter(), signals, &mut input)
         .map_err(|e| Failure::vm(format!("poll: {e}")))?;
     let state = State::Running.after(Event::Stop(over));
@@ -97,6 +109,28 @@ fn run(built: Built, signals: &Signals) -> Result<(Machine, StopReason), Failure
         State::Stopped(reason) => Ok((machine, reason)),
         State::Running | State::Paused => Err(Failure::vm("the machine ended without a reason")),
     }
+}
+
+/// Measures beside the guest how this KVM runs guest kernel mode and says so
+/// where it is slow, unless the guest is over by then. `raw`: the terminal
+/// does not return the carriage by itself.
+fn warn_if_slow(reporter: Reporter, raw: bool) {
+    let check = move || {
+        thread::sleep(SPEED_CHECK_AFTER);
+        if let GuestMode::Interpreted { mips } = guest_mode()
+            && reporter.reason().is_none()
+        {
+            let end = if raw { "\r\n" } else { "\n" };
+            let line = format!(
+                "neap: this KVM interprets guest kernel mode ({mips}): a Linux guest takes \
+                 minutes; `neap lab -- run ...` is faster{end}"
+            );
+            // Nobody may be reading, which is no reason to panic.
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
+    };
+    // Advice that the guest does not depend on.
+    let _ = thread::Builder::new().name("speed-check".into()).spawn(check);
 }
 
 /// Created before the guest runs, so that a path that cannot be is known

@@ -10,6 +10,7 @@
 //! thread is signalled, again and again, until it has left `KVM_RUN` and seen
 //! that it should stop. Should KVM not let go of it at all, it is left alone.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -33,11 +34,34 @@ pub enum GuestMode {
     Native,
     /// Instruction by instruction in software: Linux guests need the lab.
     Interpreted {
-        /// Speed of guest kernel mode, in million instructions a second.
-        mips: f64,
+        /// Speed of guest kernel mode.
+        mips: Mips,
     },
     /// Not at all: everything needs the lab. Holds the reason.
     NoKvm(String),
+}
+
+/// A speed in million instructions a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mips {
+    /// As measured.
+    Measured(f64),
+    /// The measurement did not end in time; a higher speed would have.
+    AtMost(f64),
+}
+
+impl fmt::Display for Mips {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Measured(mips) => write!(f, "{} MIPS", figure(*mips)),
+            Self::AtMost(mips) => write!(f, "at most {} MIPS", figure(*mips)),
+        }
+    }
+}
+
+/// Two significant digits below 10, none behind the point above.
+pub(super) fn figure(mips: f64) -> String {
+    if mips < 10.0 { format!("{mips:.1}") } else { format!("{mips:.0}") }
 }
 
 /// Speed of the counting loop in both modes, in million instructions a second.
@@ -94,6 +118,13 @@ const CODE: Gpa = Gpa(TABLES.0 + long_mode::PAGE_TABLES_SIZE);
 const ROUNDS: [u32; 4] = [8_000, 200_000, 2_000_000, 10_000_000];
 /// A round this long outweighs the cost of its exit by far.
 const LONG_ENOUGH: Duration = Duration::from_millis(2);
+/// The slowest speed at which even the longest round is over within
+/// [`DEADLINE`], if nothing else takes the processor.
+const FINISHES_ABOVE: f64 = 20.0;
+const _: () = assert!(
+    ROUNDS[ROUNDS.len() - 1] as u64 * INSTRUCTIONS_PER_COUNT
+        == FINISHES_ABOVE as u64 * 1_000_000 * DEADLINE.as_secs()
+);
 /// Interpreters are two to three orders of magnitude slower than the code
 /// they interpret; no kind of hardware support comes near a tenth.
 const INTERPRETED_BELOW: f64 = 0.1;
@@ -101,8 +132,18 @@ const INTERPRETED_BELOW: f64 = 0.1;
 /// Finds out how guest kernel mode runs here. Takes some 20 ms, [`DEADLINE`]
 /// and a little at the very most; never hangs.
 pub fn guest_mode() -> GuestMode {
-    match measure() {
-        Ok(speeds) => classify(speeds),
+    verdict(&measure())
+}
+
+/// What an attempt to measure means. A guest that was still counting at the
+/// deadline ran: there is KVM, but a slow one, or a machine so busy that a
+/// Linux guest would be no faster.
+pub fn verdict(measured: &Result<Speeds, MeasureError>) -> GuestMode {
+    match measured {
+        Ok(speeds) => classify(*speeds),
+        Err(MeasureError::Deadline) => {
+            GuestMode::Interpreted { mips: Mips::AtMost(FINISHES_ABOVE) }
+        }
         Err(error) => GuestMode::NoKvm(error.to_string()),
     }
 }
@@ -110,7 +151,7 @@ pub fn guest_mode() -> GuestMode {
 /// What the two speeds mean.
 pub fn classify(speeds: Speeds) -> GuestMode {
     if speeds.kernel_mips < speeds.user_mips * INTERPRETED_BELOW {
-        GuestMode::Interpreted { mips: speeds.kernel_mips }
+        GuestMode::Interpreted { mips: Mips::Measured(speeds.kernel_mips) }
     } else {
         GuestMode::Native
     }
@@ -283,13 +324,22 @@ mod tests {
     #[test]
     fn a_mode_a_thousand_times_slower_is_interpreted() {
         let interpreted = Speeds { kernel_mips: 1.5, user_mips: 4000.0 };
-        assert_eq!(classify(interpreted), GuestMode::Interpreted { mips: 1.5 });
+        assert_eq!(classify(interpreted), GuestMode::Interpreted { mips: Mips::Measured(1.5) });
     }
 
     #[test]
     fn a_slow_machine_is_native_when_both_modes_are_equally_slow() {
         let emulated = Speeds { kernel_mips: 90.0, user_mips: 110.0 };
         assert_eq!(classify(emulated), GuestMode::Native);
+    }
+
+    #[test]
+    fn a_measurement_that_does_not_end_is_slow_and_not_absent() {
+        let GuestMode::Interpreted { mips } = verdict(&Err(MeasureError::Deadline)) else {
+            panic!("a guest that ran is no missing KVM");
+        };
+        assert_eq!(mips.to_string(), "at most 20 MIPS");
+        assert!(matches!(verdict(&Err(MeasureError::Version(11))), GuestMode::NoKvm(_)));
     }
 
     #[test]
@@ -304,6 +354,7 @@ mod tests {
                 assert!(!matches!(classify(speeds), GuestMode::NoKvm(_)));
             }
             Err(MeasureError::Open(_)) => eprintln!("skipped: no usable /dev/kvm here"),
+            Err(MeasureError::Deadline) => eprintln!("this machine is too busy to measure"),
             Err(error) => panic!("{error}"),
         }
     }

@@ -82,7 +82,8 @@ impl Check {
 pub struct Report {
     /// `native`, `interpreted` or `none`: how guest kernel mode runs here.
     pub guest_mode: &'static str,
-    /// Measured speeds of guest code; `None` without KVM.
+    /// Measured speeds of guest code; `None` without KVM, or where it was too
+    /// slow to measure.
     pub guest_speed: Option<Speeds>,
     /// The checks in order of display.
     pub checks: Vec<Check>,
@@ -115,10 +116,10 @@ pub fn examine() -> Report {
     let host = Host::this_machine();
     let measured = guest_mode::measure();
     let guest_speed = measured.as_ref().ok().copied();
-    let guest_mode = match guest_speed.map(guest_mode::classify) {
-        Some(GuestMode::Native) => "native",
-        Some(GuestMode::Interpreted { .. }) => "interpreted",
-        Some(GuestMode::NoKvm(_)) | None => "none",
+    let guest_mode = match guest_mode::verdict(&measured) {
+        GuestMode::Native => "native",
+        GuestMode::Interpreted { .. } => "interpreted",
+        GuestMode::NoKvm(_) => "none",
     };
     let mut checks = checks::kvm::all(&host, &measured);
     checks.extend(checks::uffd::all());
@@ -139,7 +140,9 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         let mode = json["guest_mode"].as_str().unwrap();
         assert!(["native", "interpreted", "none"].contains(&mode), "{mode}");
-        assert_eq!(json["guest_speed"].is_null(), mode == "none");
+        // A busy machine may be too slow to measure: interpreted, no speed.
+        assert!(json["guest_speed"].is_null() || mode != "none");
+        assert!(!json["guest_speed"].is_null() || mode != "native");
         let checks = json["checks"].as_array().unwrap();
         for check in checks {
             let mut keys: Vec<_> = check.as_object().unwrap().keys().collect();

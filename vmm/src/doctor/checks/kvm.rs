@@ -4,7 +4,7 @@
 use kvm_bindings::{KVM_CAP_MEMORY_FAULT_INFO, KVM_CAP_PRE_FAULT_MEMORY};
 use kvm_ioctls::Kvm;
 
-use crate::doctor::guest_mode::{GuestMode, MeasureError, Speeds, classify};
+use crate::doctor::guest_mode::{GuestMode, MeasureError, Speeds, figure, verdict};
 use crate::doctor::{Check, Host};
 
 const DEVICE: &str = "kvm.device";
@@ -70,40 +70,31 @@ fn device(kvm: &Result<Kvm, kvm_ioctls::Error>) -> Check {
 }
 
 fn kernel_mode(measured: &Result<Speeds, MeasureError>) -> Check {
-    let speeds = match measured {
-        Ok(speeds) => *speeds,
-        Err(error) => {
-            return Check::missing(
-                KERNEL_MODE,
-                error.to_string(),
-                "Linux guests run in the lab",
-                "nothing: commands that need a Linux guest go to the lab by themselves",
-            );
-        }
+    const ADVICE: &str = "nothing: commands that need a Linux guest go to the lab by themselves";
+    let figures = match measured {
+        Ok(speeds) => format!(
+            "{} million instructions a second, {} in guest user mode (measured)",
+            figure(speeds.kernel_mips),
+            figure(speeds.user_mips)
+        ),
+        Err(error) => error.to_string(),
     };
-    let figures = format!(
-        "{} million instructions a second, {} in guest user mode (measured)",
-        figure(speeds.kernel_mips),
-        figure(speeds.user_mips)
-    );
-    match classify(speeds) {
+    match verdict(measured) {
         GuestMode::Native => Check::ok(
             KERNEL_MODE,
             format!("native: {figures}"),
             "Linux guests run directly on this KVM",
         ),
-        GuestMode::Interpreted { .. } | GuestMode::NoKvm(_) => Check::limited(
+        GuestMode::Interpreted { .. } => Check::limited(
             KERNEL_MODE,
             format!("interpreted: {figures}"),
             "payloads in guest user mode are fast, but a Linux guest would take many minutes",
-            "nothing: commands that need a Linux guest go to the lab by themselves",
+            ADVICE,
         ),
+        GuestMode::NoKvm(reason) => {
+            Check::missing(KERNEL_MODE, reason, "Linux guests run in the lab", ADVICE)
+        }
     }
-}
-
-/// Two significant digits below 10, none behind the point above.
-fn figure(mips: f64) -> String {
-    if mips < 10.0 { format!("{mips:.1}") } else { format!("{mips:.0}") }
 }
 
 fn second_level_paging(host: &Host) -> Check {
