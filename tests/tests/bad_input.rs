@@ -4,6 +4,11 @@
 //! None of these boots a guest; a KVM device is needed by the last few only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "bad_input/cache.rs"]
+mod cache;
+#[path = "bad_input/kernel_tree.rs"]
+mod kernel_tree;
+
 use std::fs;
 use std::path::Path;
 
