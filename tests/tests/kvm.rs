@@ -86,11 +86,14 @@ fn slow_kvm() -> Outcome {
     let mut person = Terminal::new();
     let mut command = Neap::new(["run", "--cmdline", "console=ttyS0 panic=-1", "--kernel"])
         .args([images.vmlinux])
+        .stdin(person.program())
         .deadline(LIMIT * 2);
     command.command().stderr(person.program());
     let guest = command.start();
     person.wait_for("neap: this KVM interprets guest kernel mode (", LIMIT);
-    person.wait_for("MIPS): a Linux guest takes minutes; `neap lab -- run ...` is faster", LIMIT);
+    assert!(!person.is_cooked());
+    let rest = "MIPS): a Linux guest takes minutes; `neap lab -- run ...` is faster\r\n";
+    person.wait_for(rest, LIMIT);
     guest.signal(Signal::TERM);
     guest.wait().expect_status(143);
     Ok(Completion::Completed)
