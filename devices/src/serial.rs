@@ -26,6 +26,17 @@ pub type Output = Box<dyn Write + Send>;
 
 /// Room in an empty receive FIFO, in bytes (vm-superio's `FIFO_SIZE`).
 const FIFO_SIZE: usize = 64;
+/// Interrupt enable register, and its bit for received data.
+const INTERRUPT_ENABLE: u8 = 1;
+const RECEIVED_DATA: u8 = 1;
+/// Interrupt identification register; its bit for "none", and the code of
+/// received data.
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+const NO_INTERRUPT: u8 = 1;
+const DATA_AVAILABLE: u8 = 1 << 2;
+/// Line status register, and its bit for received data.
+const LINE_STATUS: u8 = 5;
+const DATA_READY: u8 = 1;
 /// Modem control register, and its loopback bit, in which the receiver is cut
 /// off from the line.
 const MODEM_CONTROL: u8 = 4;
@@ -79,6 +90,19 @@ impl SerialPort {
         }
     }
 
+    /// Reads a register. As on real hardware, received data is identified as
+    /// an interrupt for as long as there is some: vm-superio forgets it at the
+    /// first byte read, and a driver that stops in between (Linux does after
+    /// 256 bytes) would wait for ever.
+    fn read_register(&mut self, register: u8) -> u8 {
+        let value = self.uart.read(register);
+        let unidentified = register == INTERRUPT_IDENTIFICATION
+            && value & NO_INTERRUPT != 0
+            && self.uart.read(LINE_STATUS) & DATA_READY != 0
+            && self.uart.read(INTERRUPT_ENABLE) & RECEIVED_DATA != 0;
+        if unidentified { value & !NO_INTERRUPT | DATA_AVAILABLE } else { value }
+    }
+
     fn in_loopback(&mut self) -> bool {
         self.uart.read(MODEM_CONTROL) & LOOPBACK != 0
     }
@@ -91,7 +115,7 @@ fn register(offset: u64) -> Result<u8, IoError> {
 
 impl Device for SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> IoResult {
-        *byte_mut(data)? = self.uart.read(register(offset)?);
+        *byte_mut(data)? = self.read_register(register(offset)?);
         self.pay_room();
         Ok(())
     }
@@ -129,8 +153,8 @@ mod tests {
     use super::*;
 
     const DATA: u64 = 0;
-    const INTERRUPT_ENABLE: u64 = 1;
-    const LINE_STATUS: u64 = 5;
+    const INTERRUPT_ENABLE: u64 = super::INTERRUPT_ENABLE as u64;
+    const LINE_STATUS: u64 = super::LINE_STATUS as u64;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -210,6 +234,22 @@ mod tests {
         assert_eq!(get(&mut port, LINE_STATUS) & 1, 1);
         assert_eq!([get(&mut port, DATA), get(&mut port, DATA)], *b"ab");
         assert_eq!(get(&mut port, LINE_STATUS) & 1, 0);
+    }
+
+    #[test]
+    fn received_data_is_identified_until_the_last_byte_is_read() {
+        let (mut port, _interrupt, _room) = port(io::sink());
+        let identification = super::INTERRUPT_IDENTIFICATION.into();
+        port.write(INTERRUPT_ENABLE, &[1]).unwrap();
+        port.enqueue(b"ab");
+        for _ in 0..2 {
+            assert_eq!(get(&mut port, identification) & 0xf, 4);
+            get(&mut port, DATA);
+        }
+        assert_eq!(get(&mut port, identification) & 0xf, 1);
+        port.write(INTERRUPT_ENABLE, &[0]).unwrap();
+        port.enqueue(b"c");
+        assert_eq!(get(&mut port, identification) & 0xf, 1);
     }
 
     #[test]

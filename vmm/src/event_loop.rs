@@ -4,14 +4,14 @@
 //! poll(2) rather than epoll(7): standard input may be a file or /dev/null,
 //! which epoll refuses.
 
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use neap_devices::serial::SerialPort;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -70,11 +70,11 @@ impl ConsoleInput {
     /// Reads a chunk; true if the machine is to end.
     fn read(&mut self) -> bool {
         let mut chunk = [0; INPUT_CHUNK];
-        let input = match io::stdin().read(&mut chunk) {
+        // Not `io::stdin()`: its buffer would hold bytes that poll cannot see.
+        let input = match rustix::io::read(rustix::stdio::stdin(), &mut chunk) {
             Ok(0) => return self.close(),
             Ok(length) => &chunk[..length],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return false,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(Errno::INTR | Errno::AGAIN) => return false,
             Err(_) => return self.close(),
         };
         let quit = match &mut self.escape {
@@ -116,7 +116,6 @@ pub fn run(
         if let Some(reason) = reporter.reason() {
             return Ok(reason.clone());
         }
-        let stdin = io::stdin();
         let wants_input = input.open && input.pending.is_empty();
         let mut fds = vec![
             PollFd::new(&signals.wake, PollFlags::IN),
@@ -124,11 +123,11 @@ pub fn run(
             PollFd::from_borrowed_fd(fd::of_event(&input.room), PollFlags::IN),
         ];
         if wants_input {
-            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
         }
         match poll(&mut fds, None) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();

@@ -29,7 +29,7 @@ fn pairs(line: &str) -> Vec<(&str, &str)> {
 fn dax() {
     let ended = Guest::with_job(Job::dax())
         .options("--cpus 2 --numa node=0,cpus=0-1,memory=1G")
-        .options("--device-memory size=512M,node=1")
+        .options("--device-memory size=512M,node=1,addr=0x100000000")
         .options("--device-memory size=256M,node=2,addr=0x200000000")
         .run();
     // Which one is dax0.0 is the kernel's choice.
