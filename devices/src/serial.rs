@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn received_data_is_identified_until_the_last_byte_is_read() {
         let (mut port, _interrupt, _room) = port(io::sink());
-        let identification = super::INTERRUPT_IDENTIFICATION.into();
+        let identification = INTERRUPT_IDENTIFICATION.into();
         port.write(INTERRUPT_ENABLE, &[1]).unwrap();
         port.enqueue(b"ab");
         for _ in 0..2 {

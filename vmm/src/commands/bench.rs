@@ -20,6 +20,10 @@ use crate::images;
 ///
 /// The exit status is 0 whether or not a target is reached.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  neap bench start
+  neap bench start --runs 51 --plot start.svg
+  neap bench boot --kernel bzimage --json")]
 pub struct BenchArgs {
     #[command(subcommand)]
     subject: Subject,

@@ -14,6 +14,10 @@ use crate::images;
 /// was found, what it means and what to do. The exit status is 0 whatever was
 /// found.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  neap doctor
+  neap doctor --json
+  neap lab -- doctor")]
 pub struct DoctorArgs {
     /// Print JSON: {"guest_mode", "guest_speed", "checks": [{"name", "state",
     /// "value", "meaning", "advice"}]}.

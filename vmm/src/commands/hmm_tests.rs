@@ -15,6 +15,10 @@ use crate::lab;
 ///
 /// Exit status 3 if a test failed, was skipped or did not run.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  neap hmm-tests
+  neap hmm-tests --variant coherent -- -t migrate
+  neap hmm-tests --kernel-tree ~/src/linux --json")]
 pub struct HmmTestsArgs {
     /// Kind of device memory to test
     #[arg(long, value_enum, default_value_t)]

@@ -18,7 +18,10 @@ use crate::lab::{self, LabImages, LabRequest, agent};
 /// has nested paging, sees this machine's files and writes to the working
 /// folder.
 #[derive(Args, Debug)]
-#[command(after_help = "Example: neap lab -- doctor")]
+#[command(after_help = "Examples:
+  neap lab -- doctor
+  neap lab --verbose -- run --kernel vmlinux --initrd initramfs.cpio
+  neap lab --time-limit 300 -- bench boot --json")]
 pub struct LabArgs {
     /// RAM of the lab [default: 6G, or three quarters of what is available]
     #[arg(long, value_name = "SIZE")]

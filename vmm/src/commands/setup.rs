@@ -12,6 +12,10 @@ use crate::images;
 /// ~/.cache/neap. The first run builds a kernel, which takes some minutes;
 /// installing packages takes root.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  neap setup
+  neap setup --check
+  NEAP_CACHE=/var/cache/neap neap setup")]
 pub struct SetupArgs {
     /// Only say what is missing; exit status 1 if anything is
     #[arg(long)]
