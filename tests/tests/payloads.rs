@@ -53,6 +53,14 @@ fn every_processor_comes_up() {
 }
 
 #[test]
+fn the_first_processor_boots_from_any_node() {
+    let kernel = file(&payload::smp_elf(2));
+    let nodes = "--numa node=0,cpus=1 --numa node=1,cpus=0";
+    let ended = run(&kernel, &format!("--memory 64M --cpus 2 {nodes}")).run().expect_status(0);
+    assert_eq!(ended.stdout.as_bytes(), [payload::probe::GOOD], "{}", ended.stderr);
+}
+
+#[test]
 fn a_processor_that_does_not_come_is_missed() {
     assert_eq!(processors(3, 2), payload::probe::BAD);
 }

@@ -267,12 +267,17 @@ fn performance(
 
 /// Local APIC ids: one package per node, so that the caches which CPUID
 /// declares shared within a package never span two nodes (Linux warns if they
-/// do). Falls back to one package where the ids would pass xAPIC's. Returns
-/// the bits that number cores within a package, and the ids.
+/// do). Packages come in the order of their first vCPU, so that vCPU 0 has id
+/// 0: KVM boots that one and no other. Falls back to one package where the ids
+/// would pass xAPIC's. Returns the bits that number cores within a package,
+/// and the ids.
 fn apic_ids(cpu_nodes: &[u32]) -> (u32, Vec<u32>) {
-    let mut populated: Vec<u32> = cpu_nodes.to_vec();
-    populated.sort_unstable();
-    populated.dedup();
+    let mut populated: Vec<u32> = Vec::new();
+    for node in cpu_nodes {
+        if !populated.contains(node) {
+            populated.push(*node);
+        }
+    }
     let most = populated
         .iter()
         .map(|node| cpu_nodes.iter().filter(|other| *other == node).count())
@@ -376,6 +381,7 @@ mod tests {
     fn every_node_is_a_package() {
         assert_eq!(apic_ids(&[0, 0, 0, 1, 1]), (2, vec![0, 1, 2, 4, 5]));
         assert_eq!(apic_ids(&[0, 1, 0, 1]), (1, vec![0, 2, 1, 3]));
+        assert_eq!(apic_ids(&[1, 0, 0]), (1, vec![0, 2, 3]));
     }
 
     proptest! {
@@ -387,6 +393,7 @@ mod tests {
             unique.dedup();
             prop_assert_eq!(unique.len(), nodes.len());
             prop_assert!(ids.iter().all(|&id| id < XAPIC_LIMIT));
+            prop_assert_eq!(ids[0], 0);
         }
     }
 }
