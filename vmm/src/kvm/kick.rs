@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::io;
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
@@ -68,6 +69,10 @@ impl<'a> Kickable<'a> {
     /// Forgets kicks that came so far. Look at what is wanted after this.
     pub fn rearm(&mut self) {
         self.vcpu.set_kvm_immediate_exit(0);
+        // The handler runs on this thread, so program order is all that
+        // counts; a load with acquire order alone would let the compiler move
+        // the store behind it.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// The vCPU.
