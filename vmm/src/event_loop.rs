@@ -7,10 +7,10 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use neap_devices::serial::SerialPort;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use vmm_sys_util::eventfd::EventFd;
@@ -23,6 +23,8 @@ use crate::reporter::Reporter;
 /// Bytes read from standard input at once; the rest waits in the pipe until
 /// the guest has taken these.
 const INPUT_CHUNK: usize = 256;
+/// How soon input is offered again to a serial port that a vCPU is busy with.
+const BUSY_RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// Signals that end the machine, turned into something to poll for.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub struct ConsoleInput {
     /// Set where a person sits at a terminal.
     escape: Option<EscapeFilter>,
     pending: Vec<u8>,
+    /// Whether the port could not be asked if it takes what is pending.
+    busy: bool,
     open: bool,
 }
 
@@ -64,7 +68,7 @@ impl ConsoleInput {
     /// terminal has an escape: a file may hold any byte.
     pub fn new(serial: Arc<Mutex<SerialPort>>, room: EventFd, terminal: bool) -> Self {
         let escape = terminal.then(EscapeFilter::default);
-        Self { serial, room, escape, pending: Vec::new(), open: true }
+        Self { serial, room, escape, pending: Vec::new(), busy: false, open: true }
     }
 
     /// Reads a chunk; true if the machine is to end.
@@ -94,12 +98,24 @@ impl ConsoleInput {
         false
     }
 
+    /// Gives the guest what it takes. Never waits for the port: a vCPU holds
+    /// its lock for as long as nobody reads the guest's output, and signals
+    /// must end the machine then too.
     fn push(&mut self) {
-        if !self.pending.is_empty() {
-            let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-            let taken = serial.enqueue(&self.pending);
-            self.pending.drain(..taken);
+        self.busy = false;
+        if self.pending.is_empty() {
+            return;
         }
+        let mut serial = match self.serial.try_lock() {
+            Ok(serial) => serial,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                self.busy = true;
+                return;
+            }
+        };
+        let taken = serial.enqueue(&self.pending);
+        self.pending.drain(..taken);
     }
 }
 
@@ -125,7 +141,7 @@ pub fn run(
         if wants_input {
             fds.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
         }
-        match poll(&mut fds, None) {
+        match poll(&mut fds, input.busy.then_some(&BUSY_RETRY)) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
@@ -138,6 +154,8 @@ pub fn run(
         }
         if ready[2] {
             let _ = input.room.read();
+        }
+        if ready[2] || input.busy {
             input.push();
         }
         if wants_input && ready[3] && input.read() {
