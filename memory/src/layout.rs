@@ -54,7 +54,11 @@ pub enum LayoutError {
     #[error("{} is not a multiple of {}", display_size(*.0), display_size(HUGE_PAGE_SIZE))]
     RamMisaligned(u64),
     /// RAM past the physical address bits.
-    #[error("{} does not fit the {bits} physical address bits of this processor", display_size(*.size))]
+    #[error(
+        "{} does not fit the {bits} physical address bits of this processor: at most {}",
+        display_size(*.size),
+        display_size((1u64 << (*bits).min(63)).saturating_sub(HOLE_END.0 - HOLE_BASE.0))
+    )]
     RamTooLarge {
         /// Bytes asked for.
         size: u64,

@@ -38,6 +38,11 @@ mod kernel {
     }
 
     #[test]
+    fn with_a_line_break_in_its_name_is_still_one_line() {
+        refused(Neap::new(["run", "--kernel", "/nonexistent/vm\nlinux"]), &["vm\\nlinux"]);
+    }
+
+    #[test]
     fn that_is_a_folder_or_a_device() {
         kernel_refused(Path::new("/tmp"), &["not a regular file"]);
         kernel_refused(Path::new("/dev/zero"), &["not a regular file"]);
@@ -195,6 +200,18 @@ mod regions {
     }
 
     #[test]
+    fn that_are_worth_a_warning_too() {
+        let folder = Folder::new();
+        let options = "--device-memory size=2M --initrd /nonexistent/initrd";
+        refused(folder.run(options), &["--initrd", "No such file"]);
+    }
+
+    #[test]
+    fn that_are_more_than_the_tables_hold() {
+        region_refused(&["size=128M"; 4000].join(" --device-memory "), &["fewer device regions"]);
+    }
+
+    #[test]
     fn of_more_huge_pages_than_there_are() {
         region_refused("size=4T,backing=hugetlb", &["huge pages", "sysctl vm.nr_hugepages="]);
     }
@@ -217,6 +234,7 @@ mod memory {
             Folder::new().run("--memory 1G --numa node=0,memory=512M"),
             &["--numa", "512M", "1G"],
         );
+        refused(Folder::new().run("--numa node=0,memory=2M"), &["--numa", "2M", "64M"]);
     }
 }
 
@@ -233,6 +251,11 @@ mod nodes {
             &["--device-memory", "node=7", "gaps"],
         );
         refused(folder.run("--numa node=99"), &["--numa", "node=99", "63"]);
+        refused(folder.run("--numa node=-1"), &["--numa", "\"-1\"", "whole number"]);
+        refused(
+            folder.run("--hmat 0:0,read-latency=9999999999"),
+            &["--hmat", "9999999999 ns", "at most 2147483"],
+        );
     }
 
     #[test]

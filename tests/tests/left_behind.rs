@@ -65,6 +65,7 @@ fn by_a_run_that_is_refused() {
         ("--initrd /nonexistent/initrd", "--initrd"),
         ("--device-memory size=4T,backing=hugetlb", "--device-memory"),
         ("--exit-stats /nonexistent/x", "--exit-stats"),
+        ("--exit-stats stats.json --initrd /nonexistent/initrd", "--initrd"),
     ] {
         refused(places.run(options), &[part]);
         places.assert_empty();

@@ -130,6 +130,33 @@ fn a_console_that_nobody_reads_is_no_end() {
 }
 
 #[test]
+fn a_console_that_is_not_read_holds_up_no_signal() {
+    let kernel = file(&payload::stay_elf());
+    let (reader, writer) = std::io::pipe().unwrap();
+    let full = vec![b'x'; rustix::pipe::fcntl_getpipe_size(&writer).unwrap()];
+    (&writer).write_all(&full).unwrap();
+    let (input, mut person) = std::io::pipe().unwrap();
+    let mut neap = run(&kernel, "--memory 64M").deadline(Duration::from_secs(10));
+    neap.command().stdout(writer).stdin(input);
+    let guest = neap.start();
+    // The vCPU waits in its write by now, and holds the serial port.
+    std::thread::sleep(Duration::from_millis(300));
+    person.write_all(b"anybody there?").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    guest.signal(Signal::TERM);
+    guest.wait().expect_status(143);
+    drop(reader);
+}
+
+#[test]
+fn a_standard_error_that_takes_nothing_changes_no_status() {
+    let kernel = file(&payload::triple_fault_elf());
+    let mut neap = run(&kernel, "");
+    neap.command().stderr(std::fs::File::create("/dev/full").unwrap());
+    neap.run().expect_status(2);
+}
+
+#[test]
 fn the_end_is_quick() {
     let kernel = file(&payload::count_elf());
     let guest = run(&kernel, "--cpus 4").start();

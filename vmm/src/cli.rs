@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{bench, doctor, hmm_tests, lab, run, setup};
-use crate::failure::{Outcome, SUCCESS, USAGE};
+use crate::failure::{Outcome, SUCCESS, USAGE, tell};
 
 /// A virtual machine monitor for coherent device memory: memory of a GPU or
 /// of CXL that processors can address.
@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != MISSING_COMMAND => {
-            eprintln!("neap: {}", one_line(&error.to_string()));
+            tell(one_line(&error.to_string()));
             return ExitCode::from(USAGE);
         }
         Err(error) => {
@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
-            eprintln!("neap: {failure}");
+            tell(&failure);
             ExitCode::from(failure.status)
         }
     }

@@ -2,6 +2,7 @@
 //! exit status.
 
 use std::fmt;
+use std::io::{self, Write};
 
 /// Exit status of a success: the guest shut down, the tests passed.
 pub const SUCCESS: u8 = 0;
@@ -46,4 +47,35 @@ impl fmt::Display for Failure {
         f.write_str(&self.message)
     }
 }
+
 impl std::error::Error for Failure {}
+
+/// Tells the user something in one line on standard error: a control character
+/// in it, such as a line break in the name of a file, is shown escaped. Nobody
+/// may be reading, which is no reason to panic as `eprintln!` does.
+pub fn tell(message: impl fmt::Display) {
+    let line = format!("neap: {}\n", one_line(&message.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+fn one_line(message: &str) -> String {
+    let mut line = String::with_capacity(message.len());
+    for character in message.chars() {
+        if character.is_control() {
+            line.extend(character.escape_debug());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_quotes() {
+        assert_eq!(one_line("a\nb \u{1b}[31m \u{e9}"), "a\\nb \\u{1b}[31m \u{e9}");
+    }
+}

@@ -46,7 +46,9 @@ const ALIGN: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AcpiError {
     /// The tables are larger than their place.
-    #[error("the ACPI tables take {needed} bytes and {available} are kept for them")]
+    #[error(
+        "the ACPI tables take {needed} bytes and {available} are kept for them: use fewer device regions or nodes"
+    )]
     DoesNotFit {
         /// Bytes that the tables take.
         needed: u64,
@@ -70,7 +72,9 @@ pub enum AcpiError {
     #[error("node {0} has no memory to be accessed")]
     NotATarget(u32),
     /// A latency or bandwidth that HMAT, as Linux reads it, cannot carry.
-    #[error("{value} {unit} from node {initiator} to node {target} is more than {limit}")]
+    #[error(
+        "{value} {unit} from node {initiator} to node {target} is more than can be told: at most {limit}"
+    )]
     Performance {
         /// Node whose CPUs access.
         initiator: u32,

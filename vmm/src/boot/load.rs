@@ -48,7 +48,7 @@ pub enum BootError {
     #[error("--device-memory: {0}")]
     Map(#[from] MapTooLong),
     /// Tables that cannot be.
-    #[error("ACPI tables: {0}")]
+    #[error("{option}: {0}", option = option_of(.0))]
     Acpi(#[from] AcpiError),
     /// UEFI structures that cannot be.
     #[error("--efi: {0}")]
@@ -56,6 +56,17 @@ pub enum BootError {
     /// Guest memory that does not take them.
     #[error("{0}")]
     Write(#[from] WriteError),
+}
+
+/// The option that the tables' contents come from.
+fn option_of(error: &AcpiError) -> &'static str {
+    match error {
+        AcpiError::DoesNotFit { .. } => "--device-memory",
+        AcpiError::Distances { .. } => "--numa-distance",
+        AcpiError::NotAnInitiator(_) | AcpiError::NotATarget(_) | AcpiError::Performance { .. } => {
+            "--hmat"
+        }
+    }
 }
 
 /// Opens the kernel and decides how to start it. Needs no guest memory, so

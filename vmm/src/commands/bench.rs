@@ -13,7 +13,7 @@ use crate::bench::boot::{self, BootImages};
 use crate::bench::plot::{Panel, Series, svg};
 use crate::bench::start::{self, Sides};
 use crate::bench::{BenchError, Machine, Results};
-use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::failure::{Failure, Outcome, SUCCESS, tell};
 use crate::images;
 
 /// Measures this machine, each figure beside what it is compared with
@@ -113,7 +113,7 @@ fn bench_boot(runs: usize, kernel: KernelForm, output: &OutputArgs) -> Outcome {
     let images = images::locate().map_err(Failure::usage)?;
     let neap = place::this_program()?;
     if place::needs_lab() {
-        eprintln!("neap: Linux guests do not run at full speed here; measuring in the lab");
+        tell("Linux guests do not run at full speed here; measuring in the lab");
         return place::in_lab(env::args_os().skip(1).collect(), None);
     }
     let (kernel, name) = match kernel {

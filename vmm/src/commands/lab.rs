@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::place;
 use crate::config::units::Size;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, tell};
 use crate::images;
 use crate::lab::{self, LabImages, LabRequest, agent};
 
@@ -62,7 +62,7 @@ pub fn execute(args: LabArgs) -> Outcome {
         None => neap.clone(),
     };
     if lab::inside() {
-        eprintln!("neap: this is the lab already; running {} directly", program.display());
+        tell(format_args!("this is the lab already; running {} directly", program.display()));
         let error = Command::new(&program).args(args.arguments).exec();
         return Err(Failure::usage(format_args!("cannot run {}: {error}", program.display())));
     }

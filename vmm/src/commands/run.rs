@@ -14,7 +14,7 @@ use crate::config::{VmConfig, VmOptions, file, resolve};
 use crate::console::{self, ConsoleOutput, RawTerminal};
 use crate::doctor::{GuestMode, guest_mode};
 use crate::event_loop::{self, ConsoleInput, Signals};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, tell};
 use crate::kvm::cpuid;
 use crate::kvm::exit::NAMES;
 use crate::lab;
@@ -58,20 +58,22 @@ pub struct RunArgs {
 /// A mistake in the options, or a machine that could not be built.
 pub fn execute(args: RunArgs) -> Outcome {
     let config = configure(args.vm, args.config.as_deref())?;
-    for warning in &config.warnings {
-        eprintln!("neap: warning: {warning}");
-    }
-    let stats = args.exit_stats.as_deref().map(create_stats).transpose()?;
     // Before the machine is built: a signal that comes early ends it too.
     let signals = Signals::install().map_err(|e| Failure::vm(format!("signal handlers: {e}")))?;
     let output = ConsoleOutput::stdout().map_err(|e| Failure::vm(format!("stdout: {e}")))?;
     let built = builder::build(&config, Box::new(output)).map_err(build_failure)?;
+    // After everything that refuses the options: a refusal is one line and
+    // leaves no file.
+    let stats = args.exit_stats.as_deref().map(create_stats).transpose()?;
+    for warning in &config.warnings {
+        tell(format_args!("warning: {warning}"));
+    }
     let (machine, reason) = run(built, &signals)?;
     if let Some(file) = stats {
         write_stats(file, &machine).map_err(|e| Failure::vm(format!("--exit-stats: {e}")))?;
     }
     if reason != StopReason::Shutdown {
-        eprintln!("neap: {reason}");
+        tell(&reason);
     }
     // Not dropped: the kernel takes a whole process apart faster than this
     // process could take itself apart piece by piece.

@@ -124,6 +124,38 @@ where
     lenient(deserializer).map(Some)
 }
 
+/// As [`lenient`], for a whole number: the standard library's error says
+/// neither the value nor what would do.
+pub fn number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+{
+    lenient::<D, Number<T>>(deserializer).map(|number| number.0)
+}
+
+/// As [`number`], for a key that may be left out.
+pub fn number_option<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+{
+    number(deserializer).map(Some)
+}
+
+struct Number<T>(T);
+
+impl<T: FromStr> FromStr for Number<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = |_| {
+            format!("\"{text}\" is not a whole number from 0 that fits {} bits", 8 * size_of::<T>())
+        };
+        text.parse().map(Self).map_err(bad)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

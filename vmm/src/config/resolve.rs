@@ -100,6 +100,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
     let numa: Vec<_> = options.numa.into_iter().map(|option| option.0).collect();
     let hmat: Vec<_> = options.hmat.into_iter().map(|option| option.0).collect();
     let regions: Vec<_> = options.device_memory.into_iter().map(|option| option.0).collect();
+    let memory_option = if options.memory.is_some() { "--memory" } else { "--numa" };
     let memory = options.memory.map_or_else(
         || MemoryOption {
             size: Size(topology::named_ram(&numa).unwrap_or(DEFAULT_RAM)),
@@ -108,7 +109,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         },
         |option| option.0,
     );
-    let layout = lay_out(memory.size.0, &regions, address_bits)?;
+    let layout = lay_out(memory.size.0, &regions, address_bits, memory_option)?;
     let region_nodes: Vec<_> = regions.iter().map(|region| region.node).collect();
     let request = topology::Request {
         cpus,
@@ -154,7 +155,13 @@ fn check_cmdline(cmdline: String) -> Result<String, ConfigError> {
     Ok(cmdline)
 }
 
-fn lay_out(ram: u64, regions: &[DeviceMemoryOption], bits: u8) -> Result<Layout, ConfigError> {
+/// `memory_option` is the option that says how much RAM there is.
+fn lay_out(
+    ram: u64,
+    regions: &[DeviceMemoryOption],
+    bits: u8,
+    memory_option: &'static str,
+) -> Result<Layout, ConfigError> {
     let windows: Vec<_> = regions
         .iter()
         .map(|region| WindowRequest {
@@ -167,7 +174,7 @@ fn lay_out(ram: u64, regions: &[DeviceMemoryOption], bits: u8) -> Result<Layout,
             ConfigError::new("--device-memory", format!("region {index}: {reason}"))
         }
         LayoutError::Window { reason, .. } => ConfigError::new("--device-memory", reason),
-        other => ConfigError::new("--memory", other),
+        other => ConfigError::new(memory_option, other),
     })
 }
 

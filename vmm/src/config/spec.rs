@@ -9,7 +9,7 @@ use clap::Args;
 use neap_memory::Backing;
 use serde::Deserialize;
 
-use super::keyvalue::{KeyValues, Keyed, lenient, lenient_option};
+use super::keyvalue::{KeyValues, Keyed, lenient, lenient_option, number, number_option};
 use super::units::{Address, Bandwidth, CpuList, Size, Switch};
 use crate::boot::kernel::Protocol;
 
@@ -90,7 +90,7 @@ impl Keyed for MemoryOption {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NumaOption {
     /// Node number.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "number")]
     pub node: u32,
     /// vCPUs of the node.
     #[serde(default, deserialize_with = "lenient")]
@@ -161,10 +161,10 @@ pub struct HmatOption {
     #[serde(deserialize_with = "lenient")]
     pub nodes: NodePair,
     /// Nanoseconds.
-    #[serde(default, deserialize_with = "lenient_option")]
+    #[serde(default, deserialize_with = "number_option")]
     pub read_latency: Option<u64>,
     /// Nanoseconds.
-    #[serde(default, deserialize_with = "lenient_option")]
+    #[serde(default, deserialize_with = "number_option")]
     pub write_latency: Option<u64>,
     /// Both ways, where the other two say nothing.
     #[serde(default, deserialize_with = "lenient_option")]
@@ -192,7 +192,7 @@ pub struct DeviceMemoryOption {
     #[serde(default, deserialize_with = "lenient_option")]
     pub addr: Option<Address>,
     /// NUMA node that it belongs to.
-    #[serde(default, deserialize_with = "lenient_option")]
+    #[serde(default, deserialize_with = "number_option")]
     pub node: Option<u32>,
     /// Kind of host memory.
     #[serde(default, deserialize_with = "lenient")]
