@@ -77,11 +77,17 @@ pub enum BackingError {
 }
 
 /// Maps `size` bytes of host memory; with `prefault` every page is there when
-/// this returns.
+/// this returns. Anonymous memory is advised to have transparent huge pages
+/// from byte `huge_from` on.
 ///
 /// # Errors
 /// [`BackingError`] when the host has too little of it.
-pub fn map(size: u64, backing: Backing, prefault: bool) -> Result<Region, BackingError> {
+pub fn map(
+    size: u64,
+    backing: Backing,
+    huge_from: usize,
+    prefault: bool,
+) -> Result<Region, BackingError> {
     let refused =
         |source: rustix::io::Errno| BackingError::Refused { size, backing, source: source.into() };
     if backing == Backing::Hugetlb {
@@ -101,12 +107,12 @@ pub fn map(size: u64, backing: Backing, prefault: bool) -> Result<Region, Backin
     if backing == Backing::Anon {
         // A host without transparent huge pages says EINVAL; small pages are
         // slower and no error.
-        let _ = region.advise(Advice::LinuxHugepage);
+        let _ = region.advise(huge_from, Advice::LinuxHugepage);
     }
     // A child would turn private memory copy-on-write under the guest.
-    region.advise(Advice::LinuxDontFork).map_err(refused)?;
+    region.advise(0, Advice::LinuxDontFork).map_err(refused)?;
     if prefault {
-        region.advise(Advice::LinuxPopulateWrite).map_err(refused)?;
+        region.advise(0, Advice::LinuxPopulateWrite).map_err(refused)?;
     }
     Ok(region)
 }
@@ -154,20 +160,20 @@ mod tests {
 
     #[test]
     fn a_sparse_tebibyte_costs_nothing() {
-        let region = map(2 * TIB, Backing::Anon, false).unwrap();
+        let region = map(2 * TIB, Backing::Anon, 0, false).unwrap();
         assert_eq!(region.size() as u64, 2 * TIB);
     }
 
     #[test]
     fn memory_files_and_anonymous_memory_can_be_populated() {
         for backing in [Backing::Anon, Backing::Memfd] {
-            assert_eq!(map(4 * MIB, backing, true).unwrap().size() as u64, 4 * MIB);
+            assert_eq!(map(4 * MIB, backing, 0, true).unwrap().size() as u64, 4 * MIB);
         }
     }
 
     #[test]
     fn more_huge_pages_than_there_are_say_how_many() {
-        let error = map(8 * TIB, Backing::Hugetlb, false).unwrap_err();
+        let error = map(8 * TIB, Backing::Hugetlb, 0, false).unwrap_err();
         assert!(matches!(error, BackingError::HugePages { needed: 4_194_304, .. }), "{error}");
         assert!(error.to_string().contains("sysctl vm.nr_hugepages="), "{error}");
     }

@@ -103,14 +103,19 @@ impl Region {
         self.size
     }
 
-    /// Tells the kernel how the range will be used.
+    /// Tells the kernel how the range will be used, from byte `from` on.
     ///
     /// # Errors
-    /// Whatever madvise(2) says; EINVAL if this kernel does not know `advice`.
-    pub fn advise(&self, advice: Advice) -> Result<(), Errno> {
-        // SAFETY: the range is ours and mapped. The advice used in this
-        // project (huge pages, no fork, populate) changes no contents.
-        unsafe { mm::madvise(self.start.as_ptr().cast(), self.size, advice) }
+    /// Whatever madvise(2) says; EINVAL if this kernel does not know `advice`
+    /// or `from` is no multiple of the page size.
+    pub fn advise(&self, from: usize, advice: Advice) -> Result<(), Errno> {
+        let Some(length) = self.size.checked_sub(from).filter(|length| *length > 0) else {
+            return Ok(());
+        };
+        // SAFETY: the range from `from`, which is less than the size, to the
+        // end is ours and mapped. The advice used in this project (huge pages,
+        // no fork, populate) changes no contents.
+        unsafe { mm::madvise(self.start.as_ptr().add(from).cast(), length, advice) }
     }
 }
 

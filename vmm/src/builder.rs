@@ -92,8 +92,10 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
         };
         BuildError::Memory { option, source }
     })?;
-    let entry = load::fill(memory.view(), config, image, protocol)?;
+    // Slots before contents: the first slot waits some milliseconds for a grace
+    // period in the kernel, and the sooner that begins the sooner it ends.
     let vm = Vm::new(&kvm, memory)?;
+    let entry = load::fill(vm.memory().view(), config, image, protocol)?;
     let gate = Arc::new(Gate::new(config.topology.cpus.len(), Wanted::Run));
     let reporter = Reporter::new(Arc::clone(&gate), EventFd::new(EFD_NONBLOCK)?);
     let room = EventFd::new(EFD_NONBLOCK)?;
