@@ -52,9 +52,10 @@ fn doctor_prints_json_that_tools_can_follow() {
 
 #[test]
 fn output_that_nobody_takes_is_an_error_and_no_panic() {
-    let mut neap = Neap::new(["doctor"]);
-    neap.command().stdout(File::create("/dev/full").unwrap());
-    let ended = neap.run();
-    assert_ne!(ended.status, Some(0));
-    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    for command in ["doctor", "setup"] {
+        let mut neap = Neap::new([command]);
+        neap.command().stdout(File::create("/dev/full").unwrap());
+        let ended = neap.run().expect_status(1);
+        assert!(ended.stderr.starts_with("neap: standard output: "), "{}", ended.stderr);
+    }
 }

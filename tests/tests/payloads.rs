@@ -126,7 +126,8 @@ fn a_console_that_nobody_reads_is_no_end() {
     let kernel = file(&payload::hello_elf());
     let mut neap = run(&kernel, "");
     neap.command().stdout(std::fs::File::create("/dev/full").unwrap());
-    neap.run().expect_status(0);
+    let ended = neap.run().expect_status(0);
+    assert_eq!(ended.stderr, "neap: stdout took no more: 1 bytes of the guest's output are lost\n");
 }
 
 #[test]

@@ -58,6 +58,16 @@ pub fn tell(message: impl fmt::Display) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
+/// Prints the result of a command on standard output.
+///
+/// # Errors
+/// It cannot be written, and so is lost.
+pub fn print(result: impl fmt::Display) -> Result<(), Failure> {
+    io::stdout()
+        .write_all(result.to_string().as_bytes())
+        .map_err(|error| Failure::usage(format_args!("standard output: {error}")))
+}
+
 fn one_line(message: &str) -> String {
     let mut line = String::with_capacity(message.len());
     for character in message.chars() {

@@ -3,7 +3,6 @@
 
 use std::env;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -13,7 +12,7 @@ use crate::bench::boot::{self, BootImages};
 use crate::bench::plot::{Panel, Series, svg};
 use crate::bench::start::{self, Sides};
 use crate::bench::{BenchError, Machine, Results};
-use crate::failure::{Failure, Outcome, SUCCESS, tell};
+use crate::failure::{self, Failure, Outcome, SUCCESS, tell};
 use crate::images;
 
 /// Measures this machine, each figure beside what it is compared with
@@ -164,8 +163,6 @@ fn print(output: &OutputArgs, results: &Results, text: impl FnOnce() -> String) 
     } else {
         text()
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Failure::usage(format_args!("standard output: {error}")))?;
+    failure::print(text)?;
     Ok(SUCCESS)
 }

@@ -1,11 +1,9 @@
 //! `neap doctor`: says what this machine can do, and why not.
 
-use std::io::Write;
-
 use clap::Args;
 
 use crate::doctor::{self, Check};
-use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::failure::{Failure, Outcome, SUCCESS, print};
 use crate::images;
 
 /// Says what this machine can do for Neap, and why not.
@@ -39,9 +37,7 @@ pub fn execute(args: DoctorArgs) -> Outcome {
     } else {
         report.text(width())
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Failure::usage(format_args!("standard output: {error}")))?;
+    print(text)?;
     Ok(SUCCESS)
 }
 

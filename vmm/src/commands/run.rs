@@ -72,6 +72,13 @@ pub fn execute(args: RunArgs) -> Outcome {
     if let Some(file) = stats {
         write_stats(file, &machine).map_err(|e| Failure::vm(format!("--exit-stats: {e}")))?;
     }
+    // Not `lock`: a vCPU that waits for a reader of the output still holds it.
+    if let Ok(serial) = machine.serial().try_lock()
+        && serial.lost_output() > 0
+    {
+        let lost = serial.lost_output();
+        tell(format_args!("stdout took no more: {lost} bytes of the guest's output are lost"));
+    }
     if reason != StopReason::Shutdown {
         tell(&reason);
     }

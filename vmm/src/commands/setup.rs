@@ -3,7 +3,7 @@
 
 use clap::Args;
 
-use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::failure::{Failure, Outcome, SUCCESS, print};
 use crate::images;
 
 /// Installs packages and builds the guest images, where missing
@@ -27,14 +27,14 @@ pub fn execute(args: SetupArgs) -> Outcome {
     if args.check {
         let missing = images::missing()?;
         return if missing.is_empty() {
-            println!("nothing is missing");
+            print("nothing is missing\n")?;
             Ok(SUCCESS)
         } else {
             Err(Failure::usage(missing.join("; ")))
         };
     }
     let images = images::ensure()?;
-    println!("guest kernel   Linux {}", images.kernel_version);
+    let mut text = format!("guest kernel   Linux {}\n", images.kernel_version);
     for (name, path) in [
         ("bzImage", &images.bzimage),
         ("vmlinux", &images.vmlinux),
@@ -44,7 +44,8 @@ pub fn execute(args: SetupArgs) -> Outcome {
         ("initramfs", &images.initramfs),
         ("lab initramfs", &images.lab_initramfs),
     ] {
-        println!("{name:<14} {}", path.display());
+        text += &format!("{name:<14} {}\n", path.display());
     }
+    print(text)?;
     Ok(SUCCESS)
 }

@@ -14,12 +14,13 @@ mod verdict;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use selection::Variant;
 
-use crate::failure::{Failure, Outcome, SUCCESS};
+use crate::failure::{Failure, Outcome, SUCCESS, print};
 use crate::images::guarded::Interrupts;
 use crate::images::{self, ImageError, InheritedFile, Job};
 use guest::{End, Guest};
@@ -186,14 +187,14 @@ pub fn execute(plan: &Plan, place: Place) -> Outcome {
     }
 
     if *json {
-        println!("{}", report::json(place, &record, &verdict, times));
+        print(report::json(place, &record, &verdict, times) + "\n")?;
     }
     let success = verdict.problems.is_empty();
     if !*json {
         if success {
-            println!("{}", report::success_line(&verdict, &record));
+            print(report::success_line(&verdict, &record) + "\n")?;
         }
-        print!("{}", report::table(place, &record, times));
+        print(report::table(place, &record, times))?;
     }
     if success { Ok(SUCCESS) } else { Err(Failure::test(report::failure_line(&verdict))) }
 }
@@ -252,7 +253,13 @@ impl Watch {
 
     /// With `--json` stdout is for the one object.
     fn show(&self, line: &str) {
-        if self.json { eprintln!("{line}") } else { println!("{line}") }
+        let line = format!("{line}\n");
+        // Nobody may be reading, and then the verdict is all the same.
+        let _ = if self.json {
+            io::stderr().write_all(line.as_bytes())
+        } else {
+            io::stdout().write_all(line.as_bytes())
+        };
     }
 }
 
