@@ -121,6 +121,21 @@ fn a_signal_restores_the_terminal() {
 }
 
 #[test]
+fn the_escape_reaches_neap_past_a_guest_that_takes_no_input() {
+    let mut terminal = Terminal::new();
+    let kernel = file(&payload::stay_elf());
+    let mut neap = run(&kernel, "--memory 64M").stdin(terminal.program());
+    neap.command().stdout(terminal.program());
+    let guest = neap.deadline(Duration::from_secs(10)).start();
+    terminal.wait_for("N", Duration::from_secs(10));
+    // More than the serial port's FIFO holds.
+    terminal.enter(&"x".repeat(1000));
+    terminal.enter("\u{1}x");
+    guest.wait().expect_status(0);
+    assert!(terminal.is_cooked());
+}
+
+#[test]
 fn a_console_that_nobody_reads_is_no_end() {
     // /dev/full refuses every byte.
     let kernel = file(&payload::hello_elf());

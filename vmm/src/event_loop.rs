@@ -23,6 +23,9 @@ use crate::reporter::Reporter;
 /// Bytes read from standard input at once; the rest waits in the pipe until
 /// the guest has taken these.
 const INPUT_CHUNK: usize = 256;
+/// Bytes that a person can type ahead of the guest; more is dropped, as a
+/// terminal does (`N_TTY_BUF_SIZE` in Linux).
+const TYPED_AHEAD: usize = 4096;
 /// How soon input is offered again to a serial port that a vCPU is busy with.
 const BUSY_RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
@@ -82,7 +85,11 @@ impl ConsoleInput {
             Err(_) => return self.close(),
         };
         let quit = match &mut self.escape {
-            Some(escape) => escape.filter(input, &mut self.pending),
+            Some(escape) => {
+                let quit = escape.filter(input, &mut self.pending);
+                self.pending.truncate(TYPED_AHEAD);
+                quit
+            }
             None => {
                 self.pending.extend_from_slice(input);
                 false
@@ -90,6 +97,12 @@ impl ConsoleInput {
         };
         self.push();
         quit
+    }
+
+    /// Whether to read on. A person's escape must be seen also where the guest
+    /// takes no input any more; a file can wait.
+    fn wanted(&self) -> bool {
+        self.open && (self.escape.is_some() || self.pending.is_empty())
     }
 
     /// A guest without input goes on.
@@ -132,7 +145,7 @@ pub fn run(
         if let Some(reason) = reporter.reason() {
             return Ok(reason.clone());
         }
-        let wants_input = input.open && input.pending.is_empty();
+        let wants_input = input.wanted();
         let mut fds = vec![
             PollFd::new(&signals.wake, PollFlags::IN),
             PollFd::from_borrowed_fd(fd::of_event(reporter.wake()), PollFlags::IN),

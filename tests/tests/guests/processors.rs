@@ -8,6 +8,7 @@ use crate::trial;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("processors::topology_is_one_package_a_node", topology),
+        trial("processors::the_first_may_be_on_a_later_node", first_on_a_later_node),
         trial("processors::eight_come_up", eight),
         trial("processors::the_clock_is_kvms", clock),
     ]
@@ -29,6 +30,17 @@ fn topology() {
     ] {
         ended.expect_line(line);
     }
+    assert!(!ended.stdout.contains("complaint:"), "{}", ended.stdout);
+}
+
+fn first_on_a_later_node() {
+    let script = format!("{TOPOLOGY}; echo node1: $(cat /sys/devices/system/node/node1/cpulist)");
+    let ended = Guest::script(&script)
+        .options("--cpus 2 --numa node=0,cpus=1,memory=512M --numa node=1,cpus=0,memory=512M")
+        .run();
+    ended.expect_line("cpu0: package 0 core 0 threads 0");
+    ended.expect_line("cpu1: package 1 core 0 threads 1");
+    ended.expect_line("node1: 0");
     assert!(!ended.stdout.contains("complaint:"), "{}", ended.stdout);
 }
 

@@ -28,7 +28,11 @@ pub(super) fn build(topology: &Topology) -> Sdt {
     body.extend(1u32.to_le_bytes());
     body.extend(0u64.to_le_bytes());
 
-    for cpu in &topology.cpus {
+    // Linux numbers nodes in the order in which they are named here first
+    // (acpi_map_pxm_to_node, drivers/acpi/numa/srat.c).
+    let mut cpus = topology.cpus.clone();
+    cpus.sort_by_key(|cpu| cpu.node);
+    for cpu in &cpus {
         let [node, high @ ..] = cpu.node.to_le_bytes();
         if let Some(id) = old_id(cpu.apic_id) {
             body.extend([PROCESSOR, 16, node, id]);

@@ -173,10 +173,10 @@ fn srat_matches_a_table_written_by_hand() {
     #[rustfmt::skip]
     assert_eq!(srat[36..], [
         1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        // Processor: node low, id 7, enabled, node high (section 5.2.16.1).
-        0, 16, 2, 7, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0,
         // x2APIC: node 1, id 0x123, enabled (section 5.2.16.3).
         2, 24, 0, 0, 1, 0, 0, 0, 0x23, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        // Processor: node low, id 7, enabled, node high (section 5.2.16.1).
+        0, 16, 2, 7, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0,
         // Memory: node 1, 2 GiB at 4 GiB, enabled (section 5.2.16.2).
         1, 40, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0,
         0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
@@ -333,7 +333,9 @@ proptest! {
             2 => Some(Cpu { apic_id: u32_at(s, 8), node: u32_at(s, 4) }),
             _ => None,
         }).collect();
-        prop_assert_eq!(cpus, topology.cpus.clone());
+        let mut by_node = topology.cpus.clone();
+        by_node.sort_by_key(|cpu| cpu.node);
+        prop_assert_eq!(cpus, by_node);
         let memory: Vec<(u32, u64, u64)> = srat.iter().filter(|(t, _)| *t == 1)
             .map(|(_, s)| (u32_at(s, 2), u64_at(s, 8), u64_at(s, 16)))
             .collect();
