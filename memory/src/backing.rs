@@ -8,7 +8,7 @@ use std::str::FromStr;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::Advice;
 
-use crate::addr::{HUGE_PAGE_SIZE, display_size};
+use crate::addr::{HUGE_PAGE_SIZE, KIB, display_size};
 use crate::region::{Region, Source};
 
 /// Kind of host memory.
@@ -64,8 +64,23 @@ pub enum BackingError {
         /// Size of the pool now.
         total: u64,
     },
+    /// More than the host has, and every page of it wanted now.
+    #[error(
+        "prefault=on needs {} now, and {} are available: ask for less, or leave prefault out",
+        display_size(*.size), display_size(*.available)
+    )]
+    TooMuch {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes that the host could give without swapping.
+        available: u64,
+    },
     /// The kernel refused.
-    #[error("{} of backing={backing} memory: {source}", display_size(*.size))]
+    #[error(
+        "{} of backing={backing} memory: {source}: ask for less, or look at ulimit -v \
+         and sysctl vm.overcommit_memory",
+        display_size(*.size)
+    )]
     Refused {
         /// Bytes asked for.
         size: u64,
@@ -92,6 +107,8 @@ pub fn map(
         |source: rustix::io::Errno| BackingError::Refused { size, backing, source: source.into() };
     if backing == Backing::Hugetlb {
         check_huge_pages(size)?;
+    } else if prefault {
+        check_available(size)?;
     }
     let bytes = usize::try_from(size).map_err(|_| refused(rustix::io::Errno::NOMEM))?;
     let region = match backing {
@@ -123,24 +140,38 @@ fn memory_file(size: u64, flags: MemfdFlags) -> Result<OwnedFd, rustix::io::Errn
     Ok(file)
 }
 
+/// The pool of 2 MiB pages, whatever the default size of huge pages is
+/// (Documentation/admin-guide/mm/hugetlbpage.rst).
+const HUGE_PAGE_POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
 /// hugetlb reserves at mmap time and says ENOMEM; this says how many pages
 /// are missing. The check may be overtaken by another process, and then the
 /// kernel's own refusal stands.
 fn check_huge_pages(size: u64) -> Result<(), BackingError> {
-    let Ok(meminfo) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
-    let field = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
+    let field = |name: &str| -> u64 {
+        let text = std::fs::read_to_string(format!("{HUGE_PAGE_POOL}/{name}"));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     };
     let needed = size.div_ceil(HUGE_PAGE_SIZE);
-    let free = field("HugePages_Free:").unwrap_or(0);
-    let reserved = field("HugePages_Rsvd:").unwrap_or(0);
-    let free = free.saturating_sub(reserved);
+    let free = field("free_hugepages").saturating_sub(field("resv_hugepages"));
     if free < needed {
-        let total = field("HugePages_Total:").unwrap_or(0);
-        return Err(BackingError::HugePages { needed, free, total });
+        return Err(BackingError::HugePages { needed, free, total: field("nr_hugepages") });
     }
     Ok(())
+}
+
+/// Filling more memory than there is would end in the OOM killer instead of an
+/// answer. A host that does not say how much there is gets its chance.
+fn check_available(size: u64) -> Result<(), BackingError> {
+    let Ok(meminfo) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    match kib.map(|kib| kib.saturating_mul(KIB)) {
+        Some(available) if available < size => Err(BackingError::TooMuch { size, available }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -169,6 +200,12 @@ mod tests {
         for backing in [Backing::Anon, Backing::Memfd] {
             assert_eq!(map(4 * MIB, backing, 0, true).unwrap().size() as u64, 4 * MIB);
         }
+    }
+
+    #[test]
+    fn more_memory_than_there_is_cannot_be_filled() {
+        let error = map(64 * TIB, Backing::Anon, 0, true).unwrap_err();
+        assert!(matches!(error, BackingError::TooMuch { .. }), "{error}");
     }
 
     #[test]

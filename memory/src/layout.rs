@@ -138,8 +138,8 @@ impl std::fmt::Display for Occupant {
 
 impl Layout {
     /// Lays out `ram` bytes of RAM and the windows for a processor with
-    /// `address_bits` physical address bits. Windows without an address go
-    /// above everything else, on a memory-block boundary.
+    /// `address_bits` physical address bits. Windows without an address go to
+    /// the lowest free place above RAM, on a memory-block boundary.
     pub fn new(ram: u64, windows: &[WindowRequest], address_bits: u8) -> Result<Self, LayoutError> {
         let ram = place_ram(ram, address_bits)?;
         let windows = place_windows(&ram, windows, address_bits)?;
@@ -218,7 +218,7 @@ fn place_windows(
     bits: u8,
 ) -> Result<Vec<GpaRange>, LayoutError> {
     let mut placed: Vec<Option<GpaRange>> = vec![None; requests.len()];
-    // Fixed ones first, so that the others can go above all of them.
+    // Fixed ones first, so that the others can go around them.
     for (index, request) in requests.iter().enumerate() {
         let Some(addr) = request.addr else { continue };
         let window = check_window(*request, addr, bits)
@@ -227,20 +227,37 @@ fn place_windows(
         placed[index] = Some(window);
     }
     let block = memory_block(ram);
+    let ram_end = ram.last().map_or(HOLE_END, |last| last.end().max(HOLE_END));
     for (index, request) in requests.iter().enumerate() {
         if request.addr.is_some() {
             continue;
         }
-        let top = ram.iter().chain(placed.iter().flatten()).map(GpaRange::end).max();
-        let above = top.unwrap_or_default().max(HOLE_END);
-        let window = above
-            .align_up(block)
-            .ok_or(WindowError::Wraps { addr: above, size: request.size })
-            .and_then(|addr| check_window(*request, addr, bits))
+        let window = place_freely(*request, ram_end, block, &placed, bits)
             .map_err(|reason| LayoutError::Window { index, reason })?;
         placed[index] = Some(window);
     }
     Ok(placed.into_iter().flatten().collect())
+}
+
+/// The lowest place above RAM that is free and begins on a memory block.
+fn place_freely(
+    request: WindowRequest,
+    from: Gpa,
+    block: u64,
+    placed: &[Option<GpaRange>],
+    bits: u8,
+) -> Result<GpaRange, WindowError> {
+    let mut from = from;
+    loop {
+        let addr =
+            from.align_up(block).ok_or(WindowError::Wraps { addr: from, size: request.size })?;
+        let window = check_window(request, addr, bits)?;
+        // Each round goes past one more window, so there are few.
+        match placed.iter().flatten().find(|other| other.overlaps(&window)) {
+            Some(other) => from = other.end(),
+            None => return Ok(window),
+        }
+    }
 }
 
 fn check_window(request: WindowRequest, addr: Gpa, bits: u8) -> Result<GpaRange, WindowError> {
@@ -328,6 +345,13 @@ mod tests {
         let windows = layout.unwrap().windows().to_vec();
         assert_eq!(windows[0].base(), HOLE_END);
         assert_eq!(windows[1].base(), Gpa(HOLE_END.0 + MEMORY_BLOCK));
+        let around = [
+            window(2 * MIB, Some(4 * GIB)),
+            window(4 * MIB, None),
+            window(2 * MIB, Some((1 << 46) - 2 * MIB)),
+        ];
+        let layout = Layout::new(64 * MIB, &around, 46).unwrap();
+        assert_eq!(layout.windows()[1].base(), Gpa(HOLE_END.0 + MEMORY_BLOCK));
         let large = Layout::new(64 * GIB, &[window(2 * MIB, None)], 46).unwrap();
         assert!(large.windows()[0].base().is_aligned(LARGE_MEMORY_BLOCK));
     }

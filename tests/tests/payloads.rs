@@ -100,7 +100,7 @@ fn signals_end_a_guest_at_any_moment() {
         let number = signal.as_raw();
         // Before the handlers are there the signal's default action ends it.
         match ended.status {
-            None => assert!(delay < 8, "killed after {delay} ms"),
+            None => assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", "")),
             status => assert_eq!(status, Some(128 + number), "{}", ended.stderr),
         }
     }

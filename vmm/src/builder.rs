@@ -4,13 +4,13 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::VcpuFd;
 use neap_devices::pci::{ConfigPorts, Ecam, HostBridge, PciAddress, PciRootBuilder, SlotTaken};
 use neap_devices::reset::{AcpiPower, KeyboardController};
 use neap_devices::serial::{Output, SerialPort};
 use neap_devices::{BusBuilder, BusError, EventFdTrigger};
-use neap_memory::GuestMemory;
-use neap_memory::guest::GuestMemoryError;
+use neap_memory::guest::{GuestMemoryError, RangeSpec};
+use neap_memory::{GpaRange, GuestMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::load::{self, BootError};
@@ -47,6 +47,16 @@ pub enum BuildError {
         #[source]
         source: GuestMemoryError,
     },
+    /// Memory beyond what KVM's page tables reach.
+    #[error("{option}: {range} is beyond the {bits} address bits that this KVM maps for guests")]
+    Reach {
+        /// The option that asked for it.
+        option: &'static str,
+        /// The range.
+        range: GpaRange,
+        /// Address bits.
+        bits: u8,
+    },
     /// Two devices at one place.
     #[error("devices: {0}")]
     Bus(#[from] BusError),
@@ -61,7 +71,7 @@ pub enum BuildError {
 impl BuildError {
     /// Whether whoever gave the options can do something about it.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Open(_) | Self::Boot(_) | Self::Memory { .. })
+        matches!(self, Self::Open(_) | Self::Boot(_) | Self::Memory { .. } | Self::Reach { .. })
     }
 }
 
@@ -85,6 +95,8 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let (image, protocol) = load::open_kernel(config)?;
     let linux = image.is_linux();
     let kvm = kvm::open()?;
+    let supported = kvm::supported_cpuid(&kvm)?;
+    check_reach(config, cpuid::address_bits(&supported))?;
     let memory = GuestMemory::new(&config.ranges()).map_err(|source| {
         let option = match &source {
             GuestMemoryError::Backing { index, .. } => config.option_of_range(*index),
@@ -101,10 +113,24 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let room = EventFd::new(EFD_NONBLOCK)?;
     let serial = serial_port(&vm, output, room.try_clone()?)?;
     let buses = buses(&serial, &reporter)?;
-    let vcpus = vcpus(&kvm, &vm, config, entry)?;
+    let vcpus = vcpus(&supported, &vm, config, entry)?;
     let counters = vcpus.iter().map(|_| ExitCounters::default()).collect();
     let shared = Arc::new(Shared { gate, buses, counters, reporter });
     Ok(Built { machine: Machine::new(vm, shared, vcpus, serial), room, linux })
+}
+
+/// The configuration was made for the processor's own address bits; KVM may
+/// map fewer for guests.
+fn check_reach(config: &VmConfig, bits: u8) -> Result<(), BuildError> {
+    let beyond = |spec: &RangeSpec| u128::from(spec.range.end().0) > 1u128 << bits;
+    match config.ranges().iter().enumerate().find(|(_, spec)| beyond(spec)) {
+        None => Ok(()),
+        Some((index, spec)) => Err(BuildError::Reach {
+            option: config.option_of_range(index),
+            range: spec.range,
+            bits,
+        }),
+    }
 }
 
 fn serial_port(
@@ -146,8 +172,12 @@ fn buses(serial: &Arc<Mutex<SerialPort>>, reporter: &Reporter) -> Result<Buses, 
     Ok(Buses { ports: ports.build(), mmio: mmio.build() })
 }
 
-fn vcpus(kvm: &Kvm, vm: &Vm, config: &VmConfig, entry: Entry) -> Result<Vec<VcpuFd>, KvmError> {
-    let supported: CpuId = kvm::supported_cpuid(kvm)?;
+fn vcpus(
+    supported: &CpuId,
+    vm: &Vm,
+    config: &VmConfig,
+    entry: Entry,
+) -> Result<Vec<VcpuFd>, KvmError> {
     let cpus = &config.topology.cpus;
     let core_bits = config.topology.core_bits;
     let mut vcpus = Vec::with_capacity(cpus.len());
@@ -155,7 +185,7 @@ fn vcpus(kvm: &Kvm, vm: &Vm, config: &VmConfig, entry: Entry) -> Result<Vec<Vcpu
         let vcpu = vm.create_vcpu(cpu.apic_id)?;
         let (apic_id, cpus) = (cpu.apic_id, cpus.len() as u32);
         let topology = CpuTopology { apic_id, core_bits, cpus };
-        vcpu.set_cpuid2(&cpuid::adapt(&supported, topology))
+        vcpu.set_cpuid2(&cpuid::adapt(supported, topology))
             .map_err(kvm::named("KVM_SET_CPUID2"))?;
         state::set_reset_state(&vcpu)?;
         vcpus.push(vcpu);

@@ -26,7 +26,7 @@ impl RawTerminal {
     /// What tcsetattr(3) says.
     pub fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
-        if !isatty(&stdin) || tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp()) {
+        if !isatty(&stdin) || in_background() {
             return Ok(None);
         }
         let cooked = tcgetattr(&stdin)?;
@@ -36,6 +36,12 @@ impl RawTerminal {
         tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(Some(Self(())))
     }
+}
+
+/// Whether standard input is a terminal that another job of its shell has the
+/// use of: reading it or changing its settings would stop this process.
+pub fn in_background() -> bool {
+    tcgetpgrp(io::stdin()).is_ok_and(|group| group != getpgrp())
 }
 
 impl Drop for RawTerminal {

@@ -53,6 +53,17 @@ impl Signals {
     }
 }
 
+/// What standard input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputSource {
+    /// A terminal where a person sits. Only it has an escape.
+    Terminal,
+    /// A file or a pipe, which may hold any byte.
+    File,
+    /// A terminal that this process may not read.
+    Nothing,
+}
+
 /// The guest's console input.
 #[derive(Debug)]
 pub struct ConsoleInput {
@@ -67,11 +78,11 @@ pub struct ConsoleInput {
 }
 
 impl ConsoleInput {
-    /// Input for `serial`, which writes `room` when it can take more. Only a
-    /// terminal has an escape: a file may hold any byte.
-    pub fn new(serial: Arc<Mutex<SerialPort>>, room: EventFd, terminal: bool) -> Self {
-        let escape = terminal.then(EscapeFilter::default);
-        Self { serial, room, escape, pending: Vec::new(), busy: false, open: true }
+    /// Input for `serial`, which writes `room` when it can take more.
+    pub fn new(serial: Arc<Mutex<SerialPort>>, room: EventFd, source: InputSource) -> Self {
+        let escape = (source == InputSource::Terminal).then(EscapeFilter::default);
+        let open = source != InputSource::Nothing;
+        Self { serial, room, escape, pending: Vec::new(), busy: false, open }
     }
 
     /// Reads a chunk; true if the machine is to end.

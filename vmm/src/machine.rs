@@ -14,6 +14,7 @@ use crate::kvm::exit::NAMES;
 use crate::kvm::gate::Wanted;
 use crate::kvm::vcpu::{self, Shared};
 use crate::kvm::{kick, vm::Vm};
+use crate::lifecycle::{Event, State, StopReason};
 use crate::reporter::Reporter;
 
 /// How long vCPUs get to leave the guest. A kick takes microseconds; this is
@@ -28,6 +29,7 @@ pub struct Machine {
     waiting: Vec<VcpuFd>,
     threads: Vec<JoinHandle<()>>,
     serial: Arc<Mutex<SerialPort>>,
+    state: State,
     // Dropped last of all: vCPUs run in its memory.
     vm: Vm,
 }
@@ -44,7 +46,7 @@ impl Machine {
         vcpus: Vec<VcpuFd>,
         serial: Arc<Mutex<SerialPort>>,
     ) -> Self {
-        Self { shared, waiting: vcpus, threads: Vec::new(), serial, vm }
+        Self { shared, waiting: vcpus, threads: Vec::new(), serial, state: State::Running, vm }
     }
 
     /// Starts the vCPU threads.
@@ -63,21 +65,40 @@ impl Machine {
     ///
     /// # Errors
     /// One did not come; the machine is still on its way to being paused.
-    pub fn pause(&self) -> Result<(), NotParked> {
-        self.want(Wanted::Pause);
+    pub fn pause(&mut self) -> Result<(), NotParked> {
+        self.advance(Event::Pause);
         if self.shared.gate.wait_parked(PARK_LIMIT) { Ok(()) } else { Err(NotParked) }
     }
 
     /// Lets the vCPUs go on.
-    pub fn resume(&self) {
-        self.want(Wanted::Run);
+    pub fn resume(&mut self) {
+        self.advance(Event::Resume);
     }
 
-    /// Ends the vCPU threads; false if one did not end in time, which leaves
-    /// it to the end of the process.
-    pub fn stop(&self) -> bool {
-        self.want(Wanted::Stop);
-        self.shared.gate.wait_ended(STOP_LIMIT)
+    /// Ends the vCPU threads and returns why the machine is over: `reason`, or
+    /// the one that was there before. A thread that does not end in time is
+    /// left to the end of the process.
+    pub fn stop(&mut self, reason: StopReason) -> StopReason {
+        self.advance(Event::Stop(reason.clone()));
+        self.shared.gate.wait_ended(STOP_LIMIT);
+        match &self.state {
+            State::Stopped(first) => first.clone(),
+            State::Running | State::Paused => reason,
+        }
+    }
+
+    /// State of the machine.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn advance(&mut self, event: Event) {
+        self.state = self.state.clone().after(event);
+        self.want(match self.state {
+            State::Running => Wanted::Run,
+            State::Paused => Wanted::Pause,
+            State::Stopped(_) => Wanted::Stop,
+        });
     }
 
     fn want(&self, wanted: Wanted) {

@@ -46,7 +46,7 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
 
 #[test]
 fn a_paused_guest_stands_still_and_goes_on_after() {
-    let machine = machine(&payload::count_elf(), 1);
+    let mut machine = machine(&payload::count_elf(), 1);
     for _ in 0..20 {
         let before = counter(&machine);
         wait_until("counting", || counter(&machine) != before);
@@ -56,7 +56,7 @@ fn a_paused_guest_stands_still_and_goes_on_after() {
         assert_eq!(counter(&machine), paused);
         machine.resume();
     }
-    assert!(machine.stop());
+    assert_eq!(machine.stop(StopReason::Console), StopReason::Console);
 }
 
 #[test]
@@ -64,21 +64,21 @@ fn no_kick_is_lost_in_a_storm() {
     // Kicks meet the vCPU at every place of its loop; one lost kick would
     // hold `pause` until its limit. The other three vCPUs wait for their
     // start-up IPI, which is another place to be kicked out of.
-    let machine = machine(&payload::count_elf(), 4);
+    let mut machine = machine(&payload::count_elf(), 4);
     for _ in 0..2000 {
         machine.pause().unwrap();
         machine.resume();
     }
     let before = counter(&machine);
     wait_until("counting", || counter(&machine) != before);
-    assert!(machine.stop());
+    assert_eq!(machine.stop(StopReason::Console), StopReason::Console);
 }
 
 #[test]
 fn a_machine_can_be_stopped_while_it_is_paused() {
-    let machine = machine(&payload::count_elf(), 2);
+    let mut machine = machine(&payload::count_elf(), 2);
     machine.pause().unwrap();
-    assert!(machine.stop());
+    assert_eq!(machine.stop(StopReason::Console), StopReason::Console);
 }
 
 #[test]
@@ -98,9 +98,12 @@ fn every_end_of_the_guest_has_its_reason() {
         (payload::hello_elf(), StopReason::Shutdown),
         (payload::triple_fault_elf(), StopReason::TripleFault),
     ] {
-        let machine = machine(&elf, 1);
+        let mut machine = machine(&elf, 1);
         wait_until("an end", || machine.reporter().reason().is_some());
         assert_eq!(machine.reporter().reason(), Some(&reason));
-        assert!(machine.stop());
+        assert_eq!(machine.stop(reason.clone()), reason);
+        // The first reason stands, and nothing starts it again.
+        machine.resume();
+        assert_eq!(machine.stop(StopReason::Console), reason);
     }
 }

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use crate::platform;
+
 /// Length of the file header.
 pub const HEADER_LEN: usize = 64;
 const PROGRAM_HEADER_LEN: usize = 56;
@@ -11,6 +13,9 @@ const PROGRAM_HEADER_LEN: usize = 56;
 const MAX_PROGRAM_HEADERS: u16 = 64;
 
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// Longest note segment that is read, in bytes (Linux' has about 500).
+const MAX_NOTES: u64 = 1 << 16;
 const EM_X86_64: u16 = 62;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
@@ -29,6 +34,9 @@ pub enum ElfError {
     /// Not 64-bit little-endian.
     #[error("is not a 64-bit little-endian ELF file")]
     NotElf64,
+    /// Segments where the boot structures go.
+    #[error("is an ELF file with a segment at {0:#x}, below 1 MiB, where boot structures lie")]
+    TooLow(u64),
     /// Nothing to load.
     #[error("is an ELF file without anything to load (an object file or a module?)")]
     NothingToLoad,
@@ -91,13 +99,24 @@ pub fn summarize(file: &File, head: &[u8], length: u64) -> Result<ElfSummary, El
     file.read_exact_at(&mut headers, table).map_err(|_| ElfError::Truncated)?;
     let mut summary = None;
     for header in headers.chunks_exact(PROGRAM_HEADER_LEN) {
-        if u32_at(header, 0)? != PT_LOAD {
+        let kind = u32_at(header, 0)?;
+        if kind == PT_NOTE {
+            let (offset, size) = (u64_at(header, 8)?, u64_at(header, 32)?);
+            if size > MAX_NOTES || offset.checked_add(size).is_none_or(|end| end > length) {
+                return Err(ElfError::Truncated);
+            }
+        }
+        // linux-loader loads nothing of a segment without bytes in the file.
+        if kind != PT_LOAD {
             continue;
         }
         let (offset, vaddr, paddr) = (u64_at(header, 8)?, u64_at(header, 16)?, u64_at(header, 24)?);
         let (file_size, memory_size) = (u64_at(header, 32)?, u64_at(header, 40)?);
         if offset.checked_add(file_size).is_none_or(|end| end > length) {
             return Err(ElfError::Truncated);
+        }
+        if file_size > 0 && paddr < platform::HIGH_RAM.0 {
+            return Err(ElfError::TooLow(paddr));
         }
         let end = paddr.saturating_add(memory_size.max(file_size));
         let known = summary.get_or_insert(ElfSummary { end: 0, kernel_half: false });
@@ -149,6 +168,14 @@ mod tests {
         narrow[4] = 1;
         assert_eq!(summarize_bytes(&narrow), Err(ElfError::NotElf64));
         assert_eq!(summarize_bytes(&minimal()[..100]), Err(ElfError::Truncated));
+        let mut low = minimal();
+        low[64 + 26] = 0; // paddr 0
+        low[64 + 32] = 1; // one byte in the file
+        assert_eq!(summarize_bytes(&low), Err(ElfError::TooLow(0)));
+        let mut notes = minimal();
+        notes[64] = PT_NOTE as u8;
+        notes[64 + 34] = 2; // 128 KiB
+        assert_eq!(summarize_bytes(&notes), Err(ElfError::Truncated));
         let mut object = minimal();
         object[56] = 0;
         assert_eq!(summarize_bytes(&object), Err(ElfError::NothingToLoad));

@@ -7,18 +7,20 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use neap_memory::GpaRange;
+use neap_memory::addr::{GIB, display_size};
 use serde_json::json;
 
 use crate::builder::{self, BuildError, Built};
 use crate::config::{VmConfig, VmOptions, file, resolve};
 use crate::console::{self, ConsoleOutput, RawTerminal};
 use crate::doctor::{GuestMode, guest_mode};
-use crate::event_loop::{self, ConsoleInput, Signals};
+use crate::event_loop::{self, ConsoleInput, InputSource, Signals};
 use crate::failure::{Failure, Outcome, tell};
 use crate::kvm::cpuid;
 use crate::kvm::exit::NAMES;
 use crate::lab;
-use crate::lifecycle::{Event, State, StopReason};
+use crate::lifecycle::StopReason;
 use crate::machine::Machine;
 use crate::reporter::Reporter;
 
@@ -46,11 +48,10 @@ pub struct RunArgs {
     /// Read options from a file; those given here win, and lists are joined
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-
-    /// Write the number of exits, by kind and vCPU, to a file as JSON when the guest ends
-    #[arg(long, value_name = "FILE")]
-    exit_stats: Option<PathBuf>,
 }
+
+/// Memory that takes some seconds to fill.
+const SLOW_TO_FILL: u64 = 4 * GIB;
 
 /// Carries the command out.
 ///
@@ -58,16 +59,21 @@ pub struct RunArgs {
 /// A mistake in the options, or a machine that could not be built.
 pub fn execute(args: RunArgs) -> Outcome {
     let config = configure(args.vm, args.config.as_deref())?;
-    // Before the machine is built: a signal that comes early ends it too.
-    let signals = Signals::install().map_err(|e| Failure::vm(format!("signal handlers: {e}")))?;
+    let ram: u64 = config.layout.ram().iter().map(GpaRange::size).sum();
+    if config.ram.prefault && ram >= SLOW_TO_FILL {
+        tell(format_args!("filling {} of guest memory (prefault=on)", display_size(ram)));
+    }
     let output = ConsoleOutput::stdout().map_err(|e| Failure::vm(format!("stdout: {e}")))?;
     let built = builder::build(&config, Box::new(output)).map_err(build_failure)?;
     // After everything that refuses the options: a refusal is one line and
     // leaves no file.
-    let stats = args.exit_stats.as_deref().map(create_stats).transpose()?;
+    let stats = config.exit_stats.as_deref().map(create_stats).transpose()?;
     for warning in &config.warnings {
         tell(format_args!("warning: {warning}"));
     }
+    // Only now: until there is a terminal to restore, a signal's default action
+    // is the quickest end, also of a build that fills much memory.
+    let signals = Signals::install().map_err(|e| Failure::vm(format!("signal handlers: {e}")))?;
     let (machine, reason) = run(built, &signals)?;
     if let Some(file) = stats {
         write_stats(file, &machine).map_err(|e| Failure::vm(format!("--exit-stats: {e}")))?;
@@ -104,20 +110,21 @@ fn run(built: Built, signals: &Signals) -> Result<(Machine, StopReason), Failure
     console::restore_on_panic();
     let terminal =
         RawTerminal::enter().map_err(|e| Failure::vm(format!("terminal settings: {e}")))?;
-    let mut input = ConsoleInput::new(machine.serial().clone(), room, terminal.is_some());
+    let source = match (&terminal, console::in_background()) {
+        (Some(_), _) => InputSource::Terminal,
+        (None, true) => InputSource::Nothing,
+        (None, false) => InputSource::File,
+    };
+    let mut input = ConsoleInput::new(machine.serial().clone(), room, source);
     machine.start().map_err(|e| Failure::vm(format!("vCPU threads: {e}")))?;
     if linux && !lab::inside() {
         warn_if_slow(machine.reporter().clone(), terminal.is_some());
     }
     let over = event_loop::run(machine.reporter(), signals, &mut input)
         .map_err(|e| Failure::vm(format!("poll: {e}")))?;
-    let state = State::Running.after(Event::Stop(over));
-    machine.stop();
+    let reason = machine.stop(over);
     drop(terminal);
-    match state {
-        State::Stopped(reason) => Ok((machine, reason)),
-        State::Running | State::Paused => Err(Failure::vm("the machine ended without a reason")),
-    }
+    Ok((machine, reason))
 }
 
 /// Measures beside the guest how this KVM runs guest kernel mode and says so

@@ -42,6 +42,8 @@ pub struct VmConfig {
     pub topology: Topology,
     /// Whether there is a UEFI memory map.
     pub efi: bool,
+    /// Where the numbers of exits go.
+    pub exit_stats: Option<PathBuf>,
     /// What works and may surprise, a line each.
     pub warnings: Vec<String>,
 }
@@ -136,6 +138,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         regions,
         topology,
         efi: options.efi,
+        exit_stats: options.exit_stats,
         warnings,
     })
 }
@@ -181,14 +184,25 @@ fn lay_out(
 fn warnings(layout: &Layout, topology: &Topology) -> Vec<String> {
     let mut warnings = Vec::new();
     let block = layout.memory_block();
-    for (index, window) in layout.windows().iter().enumerate() {
-        if !window.base().is_aligned(block) || !window.size().is_multiple_of(block) {
-            warnings.push(format!(
-                "--device-memory: region {index} at {window} is not whole memory blocks of {}: \
-                 a guest that onlines it (kmem) loses the ends",
-                display_size(block)
-            ));
-        }
+    let clipped: Vec<String> = layout
+        .windows()
+        .iter()
+        .enumerate()
+        .filter(|(_, window)| {
+            !window.base().is_aligned(block) || !window.size().is_multiple_of(block)
+        })
+        .map(|(index, window)| format!("region {index} at {window}"))
+        .collect();
+    if let Some(first) = clipped.first() {
+        let others = match clipped.len() - 1 {
+            0 => String::new(),
+            others => format!(" (and {others} more)"),
+        };
+        warnings.push(format!(
+            "--device-memory: {first}{others} is not whole memory blocks of {}: \
+             a guest that onlines it (kmem) loses the ends",
+            display_size(block)
+        ));
     }
     // Linux numbers nodes in the order in which SRAT names them, processors
     // first (acpi_map_pxm_to_node, drivers/acpi/numa/srat.c).

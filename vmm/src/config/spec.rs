@@ -64,6 +64,10 @@ pub struct VmOptions {
     /// size=512M[,addr=0x100000000][,node=1][,backing=anon|memfd|hugetlb] (repeatable)
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub device_memory: Vec<KeyValues<DeviceMemoryOption>>,
+
+    /// Write the number of exits, by kind and vCPU, to a file as JSON when the guest ends
+    #[arg(long, value_name = "FILE")]
+    pub exit_stats: Option<PathBuf>,
 }
 
 /// `--memory`.
@@ -216,6 +220,7 @@ impl VmOptions {
         self.cpus = self.cpus.or(file.cpus);
         self.memory = self.memory.or(file.memory);
         self.efi |= file.efi;
+        self.exit_stats = self.exit_stats.or(file.exit_stats);
         self.numa = joined(file.numa, self.numa);
         self.numa_distance = joined(file.numa_distance, self.numa_distance);
         self.hmat = joined(file.hmat, self.hmat);

@@ -28,16 +28,19 @@ impl CpuTopology {
 /// 2A, CPUID).
 const DEFAULT_ADDRESS_BITS: u8 = 36;
 
-/// Physical address bits of a guest (leaf 0x8000_0008, EAX bits 7:0).
+/// Physical address bits that a guest can use (leaf 0x8000_0008 of what KVM
+/// supports): EAX bits 23:16 where KVM sets them, because its second-level page
+/// tables reach less far than the processor, otherwise bits 7:0.
 pub fn address_bits(cpuid: &CpuId) -> u8 {
-    cpuid
-        .as_slice()
-        .iter()
-        .find(|entry| entry.function == 0x8000_0008)
-        .map_or(DEFAULT_ADDRESS_BITS, |entry| (entry.eax & 0xff) as u8)
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+    match leaf.map(|entry| [(entry.eax >> 16) as u8, entry.eax as u8]) {
+        None => DEFAULT_ADDRESS_BITS,
+        Some([0, bits]) => bits,
+        Some([guest, bits]) => guest.min(bits),
+    }
 }
 
-/// The same of the host, which KVM hands on to its guests; needs no KVM.
+/// Physical address bits of the host; needs no KVM.
 pub fn host_address_bits() -> u8 {
     use std::arch::x86_64::__cpuid;
     match __cpuid(0x8000_0000).eax {
@@ -173,6 +176,8 @@ mod tests {
         assert_eq!(find(&cpuid, 0x8000_001e, 0).ecx, 1);
         assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x1f));
         assert_eq!(address_bits(&cpuid), 46);
+        let narrower = CpuId::from_entries(&[entry(0x8000_0008, 0, 48 << 16 | 52)]).unwrap();
+        assert_eq!(address_bits(&narrower), 48);
     }
 
     #[test]

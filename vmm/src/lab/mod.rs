@@ -18,6 +18,7 @@
 //! taken from stdin ahead of it (as `ssh` does); a file outside the working
 //! folder that changes while the lab runs may be seen as it was.
 
+use crate::failure::tell;
 use crate::images::GuestImages;
 
 pub mod agent;
@@ -219,10 +220,10 @@ pub fn run(request: &LabRequest) -> Result<u8, LabError> {
         .map_err(|source| LabError::System { what: "watch for signals", source })?;
     let mut qemu = Qemu::start(&machine, theirs)?;
     if share.is_none() {
-        eprintln!(
-            "neap: {} cannot be shared with the lab: no file can be written there",
+        tell(format_args!(
+            "{} cannot be shared with the lab: no file can be written there",
             folder.display()
-        );
+        ));
     }
     let start = environment::start(request, &folder, share.is_some());
     let outcome = session::converse(ours, start, request, events, &inbox);
@@ -236,7 +237,7 @@ pub fn run(request: &LabRequest) -> Result<u8, LabError> {
         ) => {
             if !request.verbose {
                 for line in qemu.console() {
-                    eprintln!("lab: {line}");
+                    tell(format_args!("lab: {line}"));
                 }
             }
             Err(if let LabError::Died(_) = error { LabError::Died(ended) } else { error })

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
+use crate::failure::tell;
+
 use super::flow::{Allowance, Outlet};
 use super::wire::{CHUNK, Decoder, Frame, MAX_PAYLOAD, Notice, Start, Stream, VERSION};
 use super::{LabError, LabRequest, terminal};
@@ -101,7 +103,10 @@ pub(super) fn converse(
             Ok(Event::Beat) => {}
             Ok(Event::Hello) => {
                 if request.verbose {
-                    eprintln!("neap: the lab is up after {:.1} s", began.elapsed().as_secs_f64());
+                    tell(format_args!(
+                        "the lab is up after {:.1} s",
+                        began.elapsed().as_secs_f64()
+                    ));
                 }
                 let Some(start) = start.take() else {
                     return Err(LabError::Protocol("a second hello".into()));
