@@ -11,6 +11,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("processors::the_first_may_be_on_a_later_node", first_on_a_later_node),
         trial("processors::eight_come_up", eight),
         trial("processors::the_clock_is_kvms", clock),
+        trial("processors::no_interrupt_comes_as_an_exception_without_ioapic", without_ioapic),
+        trial("processors::the_old_interrupt_controllers_serve_without_acpi", without_acpi),
     ]
 }
 
@@ -55,4 +57,18 @@ fn clock() {
     let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     let ended = Guest::script(&format!("cat {source}; cat /proc/interrupts")).run();
     ended.expect_line("kvm-clock");
+}
+
+/// Neither IOAPIC nor the old interrupt controllers, which Neap masks: an
+/// interrupt from one that nobody set up would be an exception. The console
+/// has no interrupt then, so that only the end is seen.
+fn without_ioapic() {
+    let ended = Guest::script("true").cmdline("nosmp").boot().wait().expect_status(0);
+    assert!(!ended.stdout.contains("panic"), "{}", ended.stdout);
+}
+
+/// Without ACPI the old interrupt controllers are all there is.
+fn without_acpi() {
+    let ended = Guest::script("grep ttyS0 /proc/interrupts").cmdline("acpi=off").boot().wait();
+    assert!(ended.expect_status(0).expect_line("ttyS0").contains("XT-PIC"));
 }

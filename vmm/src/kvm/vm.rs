@@ -1,7 +1,10 @@
 //! The virtual machine itself: interrupt chips, timer and memory slots.
 #![allow(unsafe_code)]
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip,
+    kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use neap_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
@@ -32,6 +35,7 @@ impl Vm {
             .map_err(named("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(platform::KVM_TSS.0 as usize).map_err(named("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(named("KVM_CREATE_IRQCHIP"))?;
+        mask_pics(&fd)?;
         // Port 0x61 is answered in the kernel too, so that its reads do not
         // exit.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -78,4 +82,18 @@ impl Vm {
     pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.fd.register_irqfd(event, gsi).map_err(named("KVM_IRQFD"))
     }
+}
+
+/// Masks every line of the two 8259 interrupt controllers, as a firmware
+/// would. Linux never sets them up on a hardware-reduced machine, and an
+/// interrupt from one that nobody set up comes as an exception: line 4, the
+/// serial port's, as vector 4 (seen with `nosmp`, which brings no IOAPIC).
+fn mask_pics(fd: &VmFd) -> Result<(), KvmError> {
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        fd.get_irqchip(&mut chip).map_err(named("KVM_GET_IRQCHIP"))?;
+        chip.chip.pic.imr = 0xff;
+        fd.set_irqchip(&chip).map_err(named("KVM_SET_IRQCHIP"))?;
+    }
+    Ok(())
 }
