@@ -5,6 +5,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use neap_tests::{Guest, Neap};
 use neap_vmm::images::Job;
+use neap_vmm::lab;
 
 use crate::trial;
 
@@ -17,8 +18,15 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn hmm() {
-    let ended = Neap::new(["hmm-tests"]).deadline(Duration::from_secs(200)).run().expect_status(0);
-    ended.expect_line("hmm-tests: 58 passed, 0 failed");
+    let run = || Neap::new(["hmm-tests"]).deadline(Duration::from_secs(200)).run();
+    let mut ended = run();
+    // A machine that emulation failed says nothing of the tests; a test that
+    // failed gets no second try.
+    if lab::inside() && ended.stderr.contains("the machine ended with exit status: 2") {
+        eprintln!("the machine failed in the lab; once more: {}", ended.stderr.trim_end());
+        ended = run();
+    }
+    ended.expect_status(0).expect_line("hmm-tests: 58 passed, 0 failed");
 }
 
 /// The key=value pairs of a line, without its first word.
