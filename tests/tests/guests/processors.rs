@@ -1,4 +1,5 @@
-//! Processors: how many there are, how they hang together, and their clock.
+//! Processors: how they hang together, and their clock. Four are as many as
+//! the lab takes well; that 64 start is shown by a bare payload (payloads.rs).
 
 use libtest_mimic::Trial;
 use neap_tests::Guest;
@@ -9,7 +10,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("processors::topology_is_one_package_a_node", topology),
         trial("processors::the_first_may_be_on_a_later_node", first_on_a_later_node),
-        trial("processors::eight_come_up", eight),
         trial("processors::the_clock_is_kvms", clock),
         trial("processors::no_interrupt_comes_as_an_exception_without_ioapic", without_ioapic),
         trial("processors::the_old_interrupt_controllers_serve_without_acpi", without_acpi),
@@ -44,13 +44,6 @@ fn first_on_a_later_node() {
     ended.expect_line("cpu1: package 1 core 0 threads 1");
     ended.expect_line("node1: 0");
     assert!(!ended.stdout.contains("complaint:"), "{}", ended.stdout);
-}
-
-/// Two emulated processors take eight vCPUs well and sixteen badly; that 64
-/// start is shown with a bare payload (payloads.rs).
-fn eight() {
-    let ended = Guest::script("cat /sys/devices/system/cpu/online").options("--cpus 8").run();
-    ended.expect_line("0-7");
 }
 
 fn clock() {
