@@ -23,12 +23,10 @@ use serde::{Deserialize, Serialize};
 pub use error::ImageError;
 pub use job::{InheritedFile, Job};
 
+use crate::lab;
 use cache::Cache;
 use guarded::Interrupts;
 use packages::{Missing, Need};
-
-/// Set to 1 inside the lab, where the cache is read-only and complete.
-pub const IN_LAB: &str = "NEAP_IN_LAB";
 
 /// Everything that guests and the lab boot from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +135,8 @@ pub fn missing() -> Result<Vec<String>, ImageError> {
 /// [`ImageError::Interrupted`]; see [`Interrupts`] for what they do later.
 pub fn ensure() -> Result<GuestImages, ImageError> {
     let cache = Cache::from_env()?;
-    if std::env::var_os(IN_LAB).is_some() {
+    // There the cache is read-only and complete.
+    if lab::inside() {
         return Ok(Manifest::read(&cache)?.images);
     }
     if let Some(images) = up_to_date(&cache)
