@@ -145,9 +145,12 @@ fn memory_file(size: u64, flags: MemfdFlags) -> Result<OwnedFd, rustix::io::Errn
 const HUGE_PAGE_POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// hugetlb reserves at mmap time and says ENOMEM; this says how many pages
-/// are missing. The check may be overtaken by another process, and then the
-/// kernel's own refusal stands.
-fn check_huge_pages(size: u64) -> Result<(), BackingError> {
+/// are missing for `size` bytes. The check may be overtaken by another process,
+/// and then the kernel's own refusal stands.
+///
+/// # Errors
+/// [`BackingError::HugePages`].
+pub fn check_huge_pages(size: u64) -> Result<(), BackingError> {
     let field = |name: &str| -> u64 {
         let text = std::fs::read_to_string(format!("{HUGE_PAGE_POOL}/{name}"));
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)

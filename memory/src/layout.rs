@@ -79,7 +79,7 @@ pub enum LayoutError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
     /// No bytes.
-    #[error("size=0: give it at least {}", display_size(SPM_ALIGN))]
+    #[error("size=0: give it at least {}, or a pool=", display_size(SPM_ALIGN))]
     Empty,
     /// Size that is not whole huge pages.
     #[error("size={} is not a multiple of {}", display_size(*.0), display_size(SPM_ALIGN))]
