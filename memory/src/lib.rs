@@ -6,9 +6,15 @@
 
 pub mod addr;
 pub mod backing;
+pub mod granule;
 pub mod guest;
 pub mod layout;
+pub mod policy;
+pub mod pool;
 pub mod region;
+mod sync;
+pub mod table;
+mod zeroed;
 
 pub use addr::{Gpa, GpaRange};
 pub use backing::Backing;
