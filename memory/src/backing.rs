@@ -165,11 +165,11 @@ pub fn file(size: u64, backing: Backing) -> Result<OwnedFd, BackingError> {
 const HUGE_PAGE_POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// hugetlb reserves at mmap time and says ENOMEM; this says how many pages
-/// are missing. The check may be overtaken by another process, and then the
-/// kernel's own refusal stands.
+/// are missing for `size` bytes. The check may be overtaken by another process,
+/// and then the kernel's own refusal stands.
 ///
 /// # Errors
-/// [`BackingError::HugePages`] with the number that is missing.
+/// [`BackingError::HugePages`].
 pub fn check_huge_pages(size: u64) -> Result<(), BackingError> {
     let field = |name: &str| -> u64 {
         let text = std::fs::read_to_string(format!("{HUGE_PAGE_POOL}/{name}"));
