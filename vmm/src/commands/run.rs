@@ -7,12 +7,12 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use neap_memory::GpaRange;
 use neap_memory::addr::{GIB, display_size};
+use neap_memory::{GpaRange, backing};
 use serde_json::json;
 
 use crate::builder::{self, BuildError, Built};
-use crate::config::{VmConfig, VmOptions, file, resolve};
+use crate::config::{ConfigError, VmConfig, VmOptions, file, resolve};
 use crate::console::{self, ConsoleOutput, RawTerminal};
 use crate::doctor::{GuestMode, guest_mode};
 use crate::event_loop::{self, ConsoleInput, InputSource, Signals};
@@ -23,6 +23,7 @@ use crate::lab;
 use crate::lifecycle::StopReason;
 use crate::machine::Machine;
 use crate::reporter::Reporter;
+use crate::tiers;
 
 /// A Linux guest at hardware speed has booted by then, undisturbed by a
 /// second machine that is measured.
@@ -58,7 +59,12 @@ const SLOW_TO_FILL: u64 = 4 * GIB;
 /// # Errors
 /// A mistake in the options, or a machine that could not be built.
 pub fn execute(args: RunArgs) -> Outcome {
-    let config = configure(args.vm, args.config.as_deref())?;
+    let config = tiers::suited_to_host(&configure(args.vm, args.config.as_deref())?);
+    // All of them together, before the first is taken.
+    if let Some((bytes, option)) = config.hugetlb() {
+        backing::check_huge_pages(bytes)
+            .map_err(|e| Failure::usage(ConfigError::new(option, e)))?;
+    }
     let ram: u64 = config.layout.ram().iter().map(GpaRange::size).sum();
     if config.ram.prefault && ram >= SLOW_TO_FILL {
         tell(format_args!("filling {} of guest memory (prefault=on)", display_size(ram)));
