@@ -426,6 +426,17 @@ impl Engine for RemapEngine {
         self.uffd.wake(guest)
     }
 
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
+        let zeros = Slots::anonymous(1, self.space.size(), true)?;
+        let (from, to) = (zeros.at(0), self.guest(granule));
+        // SAFETY: `to` is guest memory of this engine that nobody ever
+        // touched; `zeros` lives until the call is over.
+        match unsafe { self.uffd.copy(from, to) } {
+            Ok(()) => Ok(()),
+            Err(MoveError { errno, .. }) => Err(errno),
+        }
+    }
+
     fn can(&self, step: &Step) -> bool {
         step.from_mapped && step.to_mapped
             || !step.from_mapped && step.to == Place::Home

@@ -180,11 +180,12 @@ impl Service {
             fast,
         };
         let decision = lock(&core.policy).decide(Touch::FirstTouch, &facts);
+        let room = lock(&core.budget).take(core.engine.vmas_per_run());
         let frame = match decision {
-            Decision::ToPool(pool) => core
+            Decision::ToPool(pool) if room => core
                 .pool(pool)
                 .and_then(|mut pool| pool.allocate(granule).map(|frame| (pool.id(), frame))),
-            Decision::Stay | Decision::ToHome => None,
+            Decision::ToPool(_) | Decision::Stay | Decision::ToHome => None,
         };
         let device = frame.map(|(pool, frame)| Place::Device { pool, frame });
         let Ok(claimed) = core.table.claim(granule) else {
@@ -197,7 +198,11 @@ impl Service {
             return core.wake(granule);
         }
         for place in device.into_iter().chain([Place::Home]) {
-            if core.engine.place_first(granule, place).is_ok() {
+            let placed = match room {
+                true => core.engine.place_first(granule, place),
+                false => core.engine.fill_first(granule),
+            };
+            if placed.is_ok() {
                 core.table.finish(claimed, place, true);
                 core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
                 return;
