@@ -311,19 +311,33 @@ impl RemapEngine {
             }
         }
         let from = self.spot(step.granule, step.from).alias();
-        let to = self.guest(step.granule);
+        self.fill_from(from, self.guest(step.granule)).map_err(|errno| {
+            match outcome_of(errno) {
+                Outcome::NoFrame => Outcome::NoFrame,
+                _ => Outcome::Busy,
+            }
+        })?;
+        let home = self.spot(step.granule, Place::Home);
+        home.area.alias.set_backed(home.index);
+        Ok(())
+    }
+
+    /// Fills the missing pages of a granule of guest memory from `from`, a
+    /// granule that nobody else uses, and wakes who waits for them. After an
+    /// error it can be called again: what has come is the guest's and stays.
+    fn fill_from(&self, from: Hva, to: HvaRange) -> Result<(), Errno> {
         let mut done = 0;
         for attempt in 0.. {
             let rest = HvaRange::new(to.start().offset(done), to.len() - done);
-            // SAFETY: `to` is guest memory of this engine without pages, `from`
-            // the alias of a frame that belongs to this granule.
+            // SAFETY: `to` is guest memory of this engine and `from` as long;
+            // the kernel puts nothing over pages that are there.
             match unsafe { self.uffd.copy(from.offset(done), rest) } {
                 Ok(()) => break,
                 Err(MoveError { moved, errno: Errno::AGAIN }) if attempt < TRIES || moved > 0 => {
                     done += moved;
                     thread::yield_now();
                 }
-                // That page came at an earlier try and is the guest's since.
+                // That page came at an earlier try.
                 Err(MoveError { moved, errno: Errno::EXIST }) => {
                     done += moved + PAGE_SIZE as usize;
                     if done >= to.len() {
@@ -331,16 +345,9 @@ impl RemapEngine {
                         break;
                     }
                 }
-                Err(MoveError { errno, .. }) => {
-                    return Err(match outcome_of(errno) {
-                        Outcome::NoFrame => Outcome::NoFrame,
-                        _ => Outcome::Busy,
-                    });
-                }
+                Err(MoveError { errno, .. }) => return Err(errno),
             }
         }
-        let home = self.spot(step.granule, Place::Home);
-        home.area.alias.set_backed(home.index);
         Ok(())
     }
 }
@@ -428,13 +435,7 @@ impl Engine for RemapEngine {
 
     fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
         let zeros = Slots::anonymous(1, self.space.size(), true)?;
-        let (from, to) = (zeros.at(0), self.guest(granule));
-        // SAFETY: `to` is guest memory of this engine that nobody ever
-        // touched; `zeros` lives until the call is over.
-        match unsafe { self.uffd.copy(from, to) } {
-            Ok(()) => Ok(()),
-            Err(MoveError { errno, .. }) => Err(errno),
-        }
+        self.fill_from(zeros.at(0), self.guest(granule))
     }
 
     fn can(&self, step: &Step) -> bool {
