@@ -28,6 +28,7 @@ mod runs;
 mod tests;
 mod word;
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Instant;
@@ -88,8 +89,14 @@ pub struct Claimed {
     pub from: Place,
     /// Whether it was mapped into the guest then.
     pub was_mapped: bool,
-    /// Only the table makes claims.
-    _made_here: (),
+    /// The word that was claimed; what an abort brings back.
+    word: Word,
+}
+
+impl Claimed {
+    fn new(granule: Granule, word: Word) -> Self {
+        Self { granule, from: word.place(), was_mapped: word.is_mapped(), word }
+    }
 }
 
 /// Why a granule cannot be claimed now.
@@ -181,7 +188,25 @@ impl GranuleTable {
                 Ok(word.moving())
             }
         })?;
-        Ok(Claimed { granule, from: word.place(), was_mapped: word.is_mapped(), _made_here: () })
+        Ok(Claimed::new(granule, word))
+    }
+
+    /// Takes an untouched granule to give it its first page. Never waits; `None`
+    /// if it was touched before or is moving.
+    ///
+    /// It may be pinned: whoever pinned it may be waiting for that very page,
+    /// and there are no contents to be lost. But a pinned granule does not go
+    /// to a frame, whose users its pins were not counted among: try
+    /// [`Self::claim`] first, and after this finish with [`Place::Home`].
+    pub fn claim_first(&self, granule: Granule) -> Option<Claimed> {
+        let claimed = self.update(granule, |word| {
+            if word.is_moving() || word.place() != Place::Untouched {
+                Err(())
+            } else {
+                Ok(word.moving())
+            }
+        });
+        claimed.ok().map(|word| Claimed::new(granule, word))
     }
 
     /// Ends a move: the granule is now at `to`. Wakes whoever waits for it.
@@ -191,21 +216,7 @@ impl GranuleTable {
 
     /// Ends a move that came to nothing: the granule is where it was.
     pub fn abort(&self, claimed: Claimed) {
-        self.settle(claimed.granule, Word::settled(claimed.from, claimed.was_mapped));
-    }
-
-    /// Says that an untouched granule now has its page in host memory. Unlike
-    /// a claim it works on a pinned granule too, for nothing moves; false if
-    /// the granule was touched before or is moving.
-    pub fn touched_at_home(&self, granule: Granule) -> bool {
-        self.update(granule, |word| {
-            if word.is_moving() || word.place() != Place::Untouched {
-                Err(())
-            } else {
-                Ok(word.at_home())
-            }
-        })
-        .is_ok()
+        self.settle(claimed.granule, Word::settled(claimed.word.place(), claimed.word.is_mapped()));
     }
 
     /// Holds the granule where it is; waits while it moves.
@@ -333,8 +344,9 @@ impl GranuleTable {
     }
 
     fn settle(&self, granule: Granule, word: Word) {
-        // A swap, because waiters may mark the word at any time.
-        let old = Word(self.word(granule).swap(word.0, AcqRel));
+        // Meanwhile waiters may have marked the word, and a granule that is
+        // given its first page keeps its pins.
+        let Ok(old) = self.update(granule, |old| Ok::<_, Infallible>(word.with_pins_of(old)));
         debug_assert!(old.is_moving(), "granule {granule} was settled twice");
         if old.is_waited() {
             self.lot.wake();
