@@ -25,4 +25,5 @@ pub mod machine;
 pub mod payload;
 pub mod platform;
 pub mod reporter;
+pub mod tiers;
 pub mod topology;

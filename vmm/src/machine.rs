@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use neap_devices::serial::SerialPort;
+use neap_memory::tiers::Tiers;
 
 use crate::kvm::exit::NAMES;
 use crate::kvm::gate::Wanted;
@@ -30,6 +31,9 @@ pub struct Machine {
     threads: Vec<JoinHandle<()>>,
     serial: Arc<Mutex<SerialPort>>,
     state: State,
+    // After the vCPU threads, which may wait for a granule; before the memory
+    // that they move.
+    tiers: Option<Arc<Tiers>>,
     // Dropped last of all: vCPUs run in its memory.
     vm: Vm,
 }
@@ -42,11 +46,13 @@ pub struct NotParked;
 impl Machine {
     pub(crate) fn new(
         vm: Vm,
+        tiers: Option<Arc<Tiers>>,
         shared: Arc<Shared>,
         vcpus: Vec<VcpuFd>,
         serial: Arc<Mutex<SerialPort>>,
     ) -> Self {
-        Self { shared, waiting: vcpus, threads: Vec::new(), serial, state: State::Running, vm }
+        let (waiting, threads, state) = (vcpus, Vec::new(), State::Running);
+        Self { shared, waiting, threads, serial, state, tiers, vm }
     }
 
     /// Starts the vCPU threads.
@@ -114,6 +120,11 @@ impl Machine {
     /// The first serial port.
     pub fn serial(&self) -> &Arc<Mutex<SerialPort>> {
         &self.serial
+    }
+
+    /// The tiers of the guest's memory, if it moves.
+    pub fn tiers(&self) -> Option<&Arc<Tiers>> {
+        self.tiers.as_ref()
     }
 
     /// The guest's memory.

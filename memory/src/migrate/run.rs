@@ -222,7 +222,9 @@ impl Run<'_> {
         }
         // The clock costs little beside a move, but a granule that is passed
         // over costs less.
-        if !self.done.is_multiple_of(256) && self.done != self.total || self.told.elapsed() < TELL_EVERY {
+        if !self.done.is_multiple_of(256) && self.done != self.total
+            || self.told.elapsed() < TELL_EVERY
+        {
             return;
         }
         self.told = Instant::now();

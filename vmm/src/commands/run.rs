@@ -23,6 +23,7 @@ use crate::lab;
 use crate::lifecycle::StopReason;
 use crate::machine::Machine;
 use crate::reporter::Reporter;
+use crate::tiers;
 
 /// A Linux guest at hardware speed has booted by then, undisturbed by a
 /// second machine that is measured.
@@ -58,7 +59,7 @@ const SLOW_TO_FILL: u64 = 4 * GIB;
 /// # Errors
 /// A mistake in the options, or a machine that could not be built.
 pub fn execute(args: RunArgs) -> Outcome {
-    let config = configure(args.vm, args.config.as_deref())?;
+    let config = tiers::suited_to_host(&configure(args.vm, args.config.as_deref())?);
     // All of them together, before the first is taken.
     if let Some((bytes, option)) = config.hugetlb() {
         backing::check_huge_pages(bytes)

@@ -1,12 +1,11 @@
 //! From `--policy`, `--granule`, `--copy-threads`, `--api-socket` and the
 //! pools of the device regions to one [`TiersConfig`]. Pure.
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 use neap_memory::Backing;
 use neap_memory::addr::display_size;
+pub use neap_memory::engine::EngineName;
 use neap_memory::granule::{GranuleSize, Kind};
 use neap_memory::policy::PolicyName;
 
@@ -22,51 +21,19 @@ pub const MAX_COPY_THREADS: u8 = 16;
 /// NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// How memory moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineName {
-    /// Anonymous memory: UFFDIO_MOVE out, copy, UFFDIO_MOVE in.
-    Move,
-    /// Memory files: write-protect, copy between aliases, map over.
-    Remap,
-}
-
-impl EngineName {
-    /// Every engine with its name on the command line.
-    pub const NAMES: [(&'static str, Self); 2] = [("move", Self::Move), ("remap", Self::Remap)];
-
-    /// The engine for memory of this kind.
-    pub fn of(backing: Backing) -> Self {
-        match backing {
-            Backing::Anon => Self::Move,
-            Backing::Memfd | Backing::Hugetlb => Self::Remap,
-        }
-    }
-
-    /// Kinds of memory that it moves.
-    fn backings(self) -> &'static str {
-        match self {
-            Self::Move => "anon",
-            Self::Remap => "memfd or hugetlb",
-        }
+/// Kinds of memory that an engine moves.
+fn backings(engine: EngineName) -> &'static str {
+    match engine {
+        EngineName::Move => "anon",
+        EngineName::Remap => "memfd or hugetlb",
     }
 }
 
-impl fmt::Display for EngineName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::NAMES.iter().find(|(_, engine)| engine == self);
-        f.write_str(name.map_or("", |(name, _)| name))
-    }
-}
-
-impl FromStr for EngineName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::NAMES.iter().find(|(name, _)| *name == text);
-        found.map(|(_, engine)| *engine).ok_or_else(|| {
-            format!("\"{text}\" is no engine: move for anon memory, remap for files")
-        })
+/// The engine for memory of this kind.
+fn engine_of(backing: Backing) -> EngineName {
+    match backing {
+        Backing::Anon => EngineName::Move,
+        Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
     }
 }
 
@@ -79,6 +46,8 @@ pub struct TiersConfig {
     pub policy: PolicyName,
     /// How memory moves; RAM and every region that moves are alike.
     pub engine: EngineName,
+    /// Whether a region names it.
+    pub engine_named: bool,
     /// Threads that copy, 1 to [`MAX_COPY_THREADS`].
     pub copy_threads: u8,
 }
@@ -128,12 +97,13 @@ pub(super) fn resolve(
         );
         return Err(ConfigError::new("--device-memory", message));
     }
-    let engine = EngineName::of(request.memory.backing);
+    let engine = engine_of(request.memory.backing);
     for (index, region) in request.regions.iter().enumerate() {
         check_engine(request, region).map_err(|message| refuse_region(request, index, message))?;
     }
     check_granule(request, granule)?;
-    Ok(Some(TiersConfig { granule, policy, engine, copy_threads }))
+    let engine_named = request.regions.iter().any(|region| region.engine.is_some());
+    Ok(Some(TiersConfig { granule, policy, engine, engine_named, copy_threads }))
 }
 
 fn refuse_region(request: &Request<'_>, index: usize, message: String) -> ConfigError {
@@ -177,12 +147,12 @@ fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
 /// What a region must be by itself.
 fn check_region(region: &DeviceMemoryOption, granule: GranuleSize) -> Result<(), String> {
     if let Some(engine) = region.engine
-        && engine != EngineName::of(region.backing)
+        && engine != engine_of(region.backing)
     {
         return Err(format!(
             "engine={engine} does not move backing={}: give backing={}, or leave engine= out",
             region.backing,
-            engine.backings()
+            backings(engine)
         ));
     }
     let Some(pool) = region.pool.map(|pool| pool.0) else { return Ok(()) };
@@ -216,10 +186,10 @@ fn check_engine(request: &Request<'_>, region: &DeviceMemoryOption) -> Result<()
         return Ok(());
     }
     let (ram, own) = (request.memory.backing, region.backing);
-    if EngineName::of(ram) == EngineName::of(own) {
+    if engine_of(ram) == engine_of(own) {
         return Ok(());
     }
-    let engine = EngineName::of(own);
+    let engine = engine_of(own);
     let why = match region.engine {
         Some(_) => format!("engine={engine}"),
         None => format!("backing={own}"),
@@ -228,8 +198,8 @@ fn check_engine(request: &Request<'_>, region: &DeviceMemoryOption) -> Result<()
         "{why} moves nothing from and to RAM of backing={ram}: give --memory {},backing={}, \
          or this region backing={}",
         request.memory.size,
-        engine.backings(),
-        EngineName::of(ram).backings()
+        backings(engine),
+        backings(engine_of(ram))
     ))
 }
 
