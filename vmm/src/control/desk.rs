@@ -11,11 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::api::{Answer, Error, ErrorKind, Lifecycle, Request, State, Status};
 use super::movers::{Job, Movers};
-use super::{Call, Calls, Memory, Reply, memory};
+use super::{Call, Calls, Memory, Reply, translate};
 use crate::machine::PARK_LIMIT;
-
-/// How soon the event loop looks in again while a pause is under way.
-pub const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What the desk needs of a machine.
 pub trait Owner {
@@ -45,6 +42,8 @@ pub struct Desk {
     calls: Calls,
     movers: Option<Movers>,
     pausing: Option<Pausing>,
+    /// How long vCPUs get to park.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Desk {
@@ -56,7 +55,7 @@ impl std::fmt::Debug for Desk {
 impl Desk {
     /// A desk for a machine whose memory is `memory`, if it moves.
     pub fn new(calls: Calls, memory: Option<Arc<dyn Memory>>) -> Self {
-        Self { calls, movers: memory.map(Movers::new), pausing: None }
+        Self { calls, movers: memory.map(Movers::new), pausing: None, patience: PARK_LIMIT }
     }
 
     /// Readable when there is something to do.
@@ -93,10 +92,10 @@ impl Desk {
                 self.submit(reply, Ok(Job::Residency { verify, from: from.0 }));
             }
             Request::Migrate(asked) => {
-                self.submit(reply, memory::migrate_request(&asked).map(Job::Migrate));
+                self.submit(reply, translate::migrate_request(&asked).map(Job::Migrate));
             }
             Request::Evacuate { region } => {
-                self.submit(reply, Ok(Job::Migrate(memory::evacuation(region))));
+                self.submit(reply, Ok(Job::Migrate(translate::evacuation(region))));
             }
             Request::Pin { range } => self.submit(reply, Ok(Job::Pin(range))),
             Request::Unpin { pin } => self.submit(reply, Ok(Job::Unpin(pin))),
@@ -137,7 +136,7 @@ impl Desk {
         match self.state(machine) {
             State::Running => {
                 machine.begin_pause();
-                let deadline = Instant::now() + PARK_LIMIT;
+                let deadline = Instant::now() + self.patience;
                 self.pausing = Some(Pausing { deadline, reply });
             }
             state => reply.finish(Err(Error::new(
@@ -169,7 +168,7 @@ impl Desk {
             machine.resume();
             let message = format!(
                 "a vCPU did not stop within {} s: the machine runs on",
-                PARK_LIMIT.as_secs()
+                self.patience.as_secs()
             );
             reply.finish(Err(Error::new(ErrorKind::Failed, message)));
         } else {
@@ -184,5 +183,92 @@ impl Drop for Desk {
         if let Some(movers) = &self.movers {
             movers.stop();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::control::client::{Client, ClientError};
+    use crate::control::server::Server;
+    use crate::control::socket::ListeningSocket;
+
+    /// vCPUs that park when they are told that they may.
+    #[derive(Default)]
+    struct Stubborn {
+        paused: bool,
+        parks: bool,
+    }
+
+    impl Owner for Stubborn {
+        fn is_running(&self) -> bool {
+            !self.paused
+        }
+        fn begin_pause(&mut self) {
+            self.paused = true;
+        }
+        fn is_parked(&self) -> bool {
+            self.paused && self.parks
+        }
+        fn resume(&mut self) {
+            self.paused = false;
+        }
+        fn vcpus(&self) -> usize {
+            1
+        }
+        fn memory_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    /// Serves until `done`, as the event loop does.
+    fn serve_until(desk: &mut Desk, machine: &mut Stubborn, done: impl Fn(&Desk) -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done(desk) {
+            assert!(Instant::now() < end);
+            desk.serve(machine);
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_does_not_park_leaves_the_machine_running() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("s");
+        let (server, calls) = Server::start(ListeningSocket::bind(&path).unwrap()).unwrap();
+        let mut desk = Desk::new(calls, None);
+        desk.patience = Duration::from_millis(300);
+        let mut machine = Stubborn::default();
+        let ask = |request: Request| {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                Client::connect(&path).unwrap().ask::<Lifecycle>(&request).map(|told| told.state)
+            })
+        };
+        let pause = ask(Request::Pause {});
+        serve_until(&mut desk, &mut machine, Desk::is_waiting);
+        let (again, resume) = (ask(Request::Pause {}), ask(Request::Resume {}));
+        serve_until(&mut desk, &mut machine, |_| again.is_finished() && resume.is_finished());
+        let refused = |result: Result<State, ClientError>| match result {
+            Err(ClientError::Refused(error)) => (error.kind, error.message),
+            other => panic!("{other:?}"),
+        };
+        let (kind, message) = refused(again.join().unwrap());
+        assert_eq!(kind, ErrorKind::State);
+        assert_eq!(message, "the machine is being paused already");
+        assert_eq!(refused(resume.join().unwrap()).0, ErrorKind::State);
+        serve_until(&mut desk, &mut machine, |_| pause.is_finished());
+        let (kind, message) = refused(pause.join().unwrap());
+        assert_eq!(kind, ErrorKind::Failed);
+        assert!(message.ends_with("the machine runs on"), "{message}");
+        assert!(machine.is_running());
+        machine.parks = true;
+        let pause = ask(Request::Pause {});
+        serve_until(&mut desk, &mut machine, |_| pause.is_finished());
+        assert_eq!(pause.join().unwrap().unwrap(), State::Paused);
+        server.stop();
+        assert!(UnixStream::connect(&path).is_err());
     }
 }

@@ -24,10 +24,10 @@ pub mod client;
 mod connection;
 pub mod desk;
 mod lines;
-mod memory;
 mod movers;
 pub mod server;
 pub mod socket;
+mod translate;
 
 use std::io;
 use std::ops::ControlFlow;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use neap_memory::migrate::MigrateRequest;
 
 use super::api::{self, Answer, Error, ErrorKind, MAX_RUNS};
-use super::{Memory, Reply, memory};
+use super::{Memory, Reply, translate};
 
 /// How long a pin waits for a granule in motion.
 const PIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -22,7 +22,10 @@ const MAX_PINS: usize = 4096;
 pub(super) enum Job {
     /// Adds to what the main thread knows.
     Status(Box<api::Status>),
-    Residency { verify: bool, from: u64 },
+    Residency {
+        verify: bool,
+        from: u64,
+    },
     Migrate(MigrateRequest),
     Pin(api::Range),
     Unpin(u64),
@@ -94,18 +97,14 @@ fn carry_out(
     }
 }
 
-fn migrate(
-    memory: &dyn Memory,
-    request: &MigrateRequest,
-    reply: &Reply,
-) -> Result<Answer, Error> {
+fn migrate(memory: &dyn Memory, request: &MigrateRequest, reply: &Reply) -> Result<Answer, Error> {
     let mut tell = |progress: &neap_memory::migrate::Progress| {
-        reply.progress(self::memory::progress(progress));
+        reply.progress(translate::progress(progress));
         if reply.is_wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     match memory.migrate(request, &mut tell) {
-        Ok(report) => Ok(Answer::Migrated(self::memory::migrated(report))),
-        Err(error) => Err(self::memory::refusal(&error)),
+        Ok(report) => Ok(Answer::Migrated(translate::migrated(report))),
+        Err(error) => Err(translate::refusal(&error)),
     }
 }
 
@@ -125,7 +124,7 @@ fn residency(memory: &dyn Memory, verify: bool, from: u64) -> Result<Answer, Err
 
 fn pin(memory: &dyn Memory, pins: &Mutex<Pins>, range: &api::Range) -> Result<Answer, Error> {
     let refused = |message: String| Error::new(ErrorKind::Refused, message);
-    let range = self::memory::gpa_range(range)?;
+    let range = translate::gpa_range(range)?;
     let too_many = || refused(format!("{MAX_PINS} pins are held already: let go of one"));
     if lock(pins).held.len() >= MAX_PINS {
         return Err(too_many());

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, RenameFlags, fchmod, open, renameat_with};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -185,7 +187,7 @@ mod tests {
     fn a_socket_that_nobody_listens_on_is_replaced() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("s");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         let socket = ListeningSocket::bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);

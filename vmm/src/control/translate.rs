@@ -6,11 +6,10 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use neap_memory::GpaRange;
-use neap_memory::migrate::{
-    self, MigrateRequest, Outcome, Report, RequestError, Select, Target,
-};
+use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
 use neap_memory::table::Place;
 use neap_memory::tiers::{Residence, Tiers};
+use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};
 
 use super::Memory;
@@ -68,7 +67,7 @@ impl Memory for Tiers {
         api::Tiers {
             granule_bytes: status.granule.bytes(),
             engine: status.engine.to_string(),
-            userfaultfd: status.door.to_string(),
+            userfaultfd: door(status.door).to_owned(),
             policy: status.policy.to_string(),
             copy_threads: status.copy_threads,
             ram_backing: status.ram.to_string(),
@@ -95,6 +94,13 @@ impl Memory for Tiers {
 
     fn stop(&self) {
         Self::stop(self);
+    }
+}
+
+fn door(door: Door) -> &'static str {
+    match door {
+        Door::SystemCall => "userfaultfd(2)",
+        Door::Device => "/dev/userfaultfd",
     }
 }
 
@@ -134,11 +140,7 @@ fn amount(moved: migrate::Moved) -> api::Amount {
 
 /// How far a migration is, for a client.
 pub(super) fn progress(progress: &migrate::Progress) -> api::Progress {
-    api::Progress {
-        done: progress.done,
-        total: progress.total,
-        moved: amount(progress.moved),
-    }
+    api::Progress { done: progress.done, total: progress.total, moved: amount(progress.moved) }
 }
 
 /// What came of a migration, for a client.
