@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod acpi;
+pub mod bare;
 pub mod bench;
 pub mod boot;
 pub mod builder;

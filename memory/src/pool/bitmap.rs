@@ -172,3 +172,6 @@ const fn mask(bit: u32) -> u64 {
 const fn ones(from: u32, to: u32) -> u64 {
     if from >= to { 0 } else { (u64::MAX >> (WORD - (to - from))) << from }
 }
+
+#[cfg(test)]
+mod tests;
