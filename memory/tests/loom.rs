@@ -314,7 +314,9 @@ fn a_pinned_granule_gets_its_first_page() {
             })
         };
         table.pin(G, far()).unwrap();
+        assert_eq!(table.get(G).pins, 2);
         table.unpin(G);
+        assert_eq!(table.get(G).pins, 1);
         table.unpin(G);
         let served = server.join().unwrap();
         let moved = mover.join().unwrap();
