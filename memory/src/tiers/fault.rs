@@ -18,7 +18,7 @@ use super::death::Death;
 use crate::granule::{Granule, Kind, PoolId};
 use crate::migrate::Outcome;
 use crate::policy::{Decision, Event as Touch, Facts};
-use crate::table::{Place, View};
+use crate::table::{ClaimError, Place, View};
 use crate::uffd::Event;
 
 /// How soon a fault that could not be served is tried again.
@@ -187,8 +187,18 @@ impl Service {
                 .and_then(|mut pool| pool.allocate(granule).map(|frame| (pool.id(), frame))),
             Decision::ToPool(_) | Decision::Stay | Decision::ToHome => None,
         };
-        let device = frame.map(|(pool, frame)| Place::Device { pool, frame });
-        let Ok(claimed) = core.table.claim(granule) else {
+        let mut device = frame.map(|(pool, frame)| Place::Device { pool, frame });
+        let claimed = match core.table.claim(granule) {
+            Ok(claimed) => Some(claimed),
+            // Whoever pinned it may be the one who waits. It can have its
+            // first page at home, where pins need no frame to be counted at.
+            Err(ClaimError::Pinned) => {
+                device.take().into_iter().for_each(|place| core.put(place));
+                core.table.claim_first(granule)
+            }
+            Err(ClaimError::Moving) => None,
+        };
+        let Some(claimed) = claimed else {
             device.into_iter().for_each(|place| core.put(place));
             return self.waiting.push(granule);
         };
