@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::str::FromStr;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use crate::addr::{HUGE_PAGE_SIZE, KIB, display_size};
@@ -91,6 +92,15 @@ pub enum BackingError {
     },
 }
 
+/// Host memory behind a range of guest memory.
+#[derive(Debug)]
+pub struct Mapped {
+    /// Where it is mapped.
+    pub region: Region,
+    /// The file, whose first byte is the range's; none for anonymous memory.
+    pub file: Option<OwnedFd>,
+}
+
 /// Maps `size` bytes of host memory; with `prefault` every page is there when
 /// this returns. Anonymous memory is advised to have transparent huge pages
 /// from byte `huge_from` on.
@@ -102,25 +112,23 @@ pub fn map(
     backing: Backing,
     huge_from: usize,
     prefault: bool,
-) -> Result<Region, BackingError> {
-    let refused =
-        |source: rustix::io::Errno| BackingError::Refused { size, backing, source: source.into() };
+) -> Result<Mapped, BackingError> {
+    let refused = |source: Errno| BackingError::Refused { size, backing, source: source.into() };
     if backing == Backing::Hugetlb {
         check_huge_pages(size)?;
     } else if prefault {
         check_available(size)?;
     }
-    let bytes = usize::try_from(size).map_err(|_| refused(rustix::io::Errno::NOMEM))?;
-    let region = match backing {
-        Backing::Anon => Region::map(bytes, Source::Anonymous),
-        Backing::Memfd => memory_file(size, MemfdFlags::CLOEXEC)
-            .and_then(|file| Region::map(bytes, Source::File(file.as_fd()))),
-        Backing::Hugetlb => {
-            memory_file(size, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)
-                .and_then(|file| Region::map(bytes, Source::File(file.as_fd())))
-        }
-    }
-    .map_err(refused)?;
+    let bytes = usize::try_from(size).map_err(|_| refused(Errno::NOMEM))?;
+    let file = match backing {
+        Backing::Anon => None,
+        Backing::Memfd | Backing::Hugetlb => Some(file(size, backing)?),
+    };
+    let source = match &file {
+        None => Source::Anonymous,
+        Some(file) => Source::File(file.as_fd()),
+    };
+    let region = Region::map(bytes, source).map_err(refused)?;
     if backing == Backing::Anon {
         // A host without transparent huge pages says EINVAL; small pages are
         // slower and no error.
@@ -131,13 +139,25 @@ pub fn map(
     if prefault {
         region.advise(0, Advice::LinuxPopulateWrite).map_err(refused)?;
     }
-    Ok(region)
+    Ok(Mapped { region, file })
 }
 
-fn memory_file(size: u64, flags: MemfdFlags) -> Result<OwnedFd, rustix::io::Errno> {
-    let file = memfd_create("neap-memory", flags)?;
-    ftruncate(&file, size)?;
-    Ok(file)
+/// A file in memory of `size` bytes, of a kind that has files.
+///
+/// # Errors
+/// [`BackingError::Refused`], also for anonymous memory.
+pub fn file(size: u64, backing: Backing) -> Result<OwnedFd, BackingError> {
+    let make = || -> Result<OwnedFd, Errno> {
+        let flags = match backing {
+            Backing::Anon => return Err(Errno::INVAL),
+            Backing::Memfd => MemfdFlags::CLOEXEC,
+            Backing::Hugetlb => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        };
+        let file = memfd_create("neap-memory", flags)?;
+        ftruncate(&file, size)?;
+        Ok(file)
+    };
+    make().map_err(|source| BackingError::Refused { size, backing, source: source.into() })
 }
 
 /// The pool of 2 MiB pages, whatever the default size of huge pages is
@@ -145,9 +165,12 @@ fn memory_file(size: u64, flags: MemfdFlags) -> Result<OwnedFd, rustix::io::Errn
 const HUGE_PAGE_POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// hugetlb reserves at mmap time and says ENOMEM; this says how many pages
-/// are missing. The check may be overtaken by another process, and then the
-/// kernel's own refusal stands.
-fn check_huge_pages(size: u64) -> Result<(), BackingError> {
+/// are missing for `size` bytes. The check may be overtaken by another process,
+/// and then the kernel's own refusal stands.
+///
+/// # Errors
+/// [`BackingError::HugePages`].
+pub fn check_huge_pages(size: u64) -> Result<(), BackingError> {
     let field = |name: &str| -> u64 {
         let text = std::fs::read_to_string(format!("{HUGE_PAGE_POOL}/{name}"));
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
@@ -192,13 +215,13 @@ mod tests {
     #[test]
     fn a_sparse_tebibyte_costs_nothing() {
         let region = map(2 * TIB, Backing::Anon, 0, false).unwrap();
-        assert_eq!(region.size() as u64, 2 * TIB);
+        assert_eq!(region.region.size() as u64, 2 * TIB);
     }
 
     #[test]
     fn memory_files_and_anonymous_memory_can_be_populated() {
         for backing in [Backing::Anon, Backing::Memfd] {
-            assert_eq!(map(4 * MIB, backing, 0, true).unwrap().size() as u64, 4 * MIB);
+            assert_eq!(map(4 * MIB, backing, 0, true).unwrap().region.size() as u64, 4 * MIB);
         }
     }
 

@@ -4,11 +4,13 @@
 //! told from RAM by the kernel too.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap};
 
 use crate::addr::{Gpa, GpaRange, HUGE_PAGE_SIZE};
-use crate::backing::{self, Backing, BackingError};
+use crate::backing::{self, Backing, BackingError, Mapped};
 use crate::region::Region;
 
 /// A range of guest memory and how the host memory behind it is got.
@@ -37,6 +39,7 @@ pub struct Slot {
 pub struct GuestMemory {
     view: GuestMemoryMmap,
     slots: Vec<Slot>,
+    files: Vec<Option<OwnedFd>>,
     _regions: Vec<Region>,
 }
 
@@ -78,15 +81,16 @@ impl GuestMemory {
             // time that a tiny guest takes. With `prefault` it is all wanted.
             let low = range.base() == Gpa(0) && !prefault;
             let huge_from = if low { HUGE_PAGE_SIZE as usize } else { 0 };
-            let region = backing::map(range.size(), backing, huge_from, prefault)
+            let memory = backing::map(range.size(), backing, huge_from, prefault)
                 .map_err(|source| GuestMemoryError::Backing { index, source })?;
-            mapped.push((range, region));
+            mapped.push((range, memory));
         }
         mapped.sort_by_key(|(range, _)| range.base());
         let mut parts = Vec::with_capacity(mapped.len());
         let mut slots = Vec::with_capacity(mapped.len());
         let mut regions = Vec::with_capacity(mapped.len());
-        for (range, region) in mapped {
+        let mut files = Vec::with_capacity(mapped.len());
+        for (range, Mapped { region, file }) in mapped {
             // SAFETY: the mapping is `region.size()` bytes from
             // `region.start()`, readable and writable, and outlives the view,
             // because `GuestMemory` drops the view first.
@@ -102,13 +106,20 @@ impl GuestMemory {
             parts.push(part);
             slots.push(Slot { range, hva: region.start().as_ptr() as u64 });
             regions.push(region);
+            files.push(file);
         }
-        Ok(Self { view: GuestMemoryMmap::from_regions(parts)?, slots, _regions: regions })
+        let view = GuestMemoryMmap::from_regions(parts)?;
+        Ok(Self { view, slots, files, _regions: regions })
     }
 
     /// The memory as vm-memory sees it.
     pub fn view(&self) -> &GuestMemoryMmap {
         &self.view
+    }
+
+    /// The file behind slot `index`; none if it is anonymous memory.
+    pub fn file(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.files.get(index)?.as_ref().map(AsFd::as_fd)
     }
 
     /// Memory slots, in order of address.

@@ -79,7 +79,7 @@ pub enum LayoutError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
     /// No bytes.
-    #[error("size=0: give it at least {}", display_size(SPM_ALIGN))]
+    #[error("size=0: give it at least {}, or a pool=", display_size(SPM_ALIGN))]
     Empty,
     /// Size that is not whole huge pages.
     #[error("size={} is not a multiple of {}", display_size(*.0), display_size(SPM_ALIGN))]
@@ -228,36 +228,41 @@ fn place_windows(
     }
     let block = memory_block(ram);
     let ram_end = ram.last().map_or(HOLE_END, |last| last.end().max(HOLE_END));
+    let mut taken: Vec<GpaRange> = placed.iter().flatten().copied().collect();
+    taken.sort_unstable();
     for (index, request) in requests.iter().enumerate() {
         if request.addr.is_some() {
             continue;
         }
-        let window = place_freely(*request, ram_end, block, &placed, bits)
+        let window = place_freely(*request, ram_end, block, &taken, bits)
             .map_err(|reason| LayoutError::Window { index, reason })?;
         placed[index] = Some(window);
+        taken.insert(taken.partition_point(|other| other.base() < window.base()), window);
     }
     Ok(placed.into_iter().flatten().collect())
 }
 
 /// The lowest place above RAM that is free and begins on a memory block.
+/// `taken` is disjoint and in order of address.
 fn place_freely(
     request: WindowRequest,
     from: Gpa,
     block: u64,
-    placed: &[Option<GpaRange>],
+    taken: &[GpaRange],
     bits: u8,
 ) -> Result<GpaRange, WindowError> {
-    let mut from = from;
-    loop {
+    let at = |from: Gpa| {
         let addr =
             from.align_up(block).ok_or(WindowError::Wraps { addr: from, size: request.size })?;
-        let window = check_window(request, addr, bits)?;
-        // Each round goes past one more window, so there are few.
-        match placed.iter().flatten().find(|other| other.overlaps(&window)) {
-            Some(other) => from = other.end(),
-            None => return Ok(window),
+        check_window(request, addr, bits)
+    };
+    let mut window = at(from)?;
+    for other in taken {
+        if other.overlaps(&window) {
+            window = at(other.end())?;
         }
     }
+    Ok(window)
 }
 
 fn check_window(request: WindowRequest, addr: Gpa, bits: u8) -> Result<GpaRange, WindowError> {

@@ -6,9 +6,23 @@
 
 pub mod addr;
 pub mod backing;
+#[cfg(not(feature = "loom"))]
+pub mod engine;
+pub mod granule;
 pub mod guest;
+pub mod hva;
 pub mod layout;
+pub mod migrate;
+pub mod policy;
+pub mod pool;
 pub mod region;
+pub mod space;
+mod sync;
+pub mod table;
+#[cfg(not(feature = "loom"))]
+pub mod tiers;
+pub mod uffd;
+mod zeroed;
 
 pub use addr::{Gpa, GpaRange};
 pub use backing::Backing;

@@ -38,6 +38,9 @@ pub enum Source<'a> {
     Anonymous,
     /// A file from offset 0, shared.
     File(BorrowedFd<'a>),
+    /// The same, without a reservation of huge pages: each is got when it is
+    /// populated, or not.
+    FileUnreserved(BorrowedFd<'a>),
 }
 
 impl Region {
@@ -85,6 +88,14 @@ impl Region {
                     size,
                     prot,
                     MapFlags::SHARED | MapFlags::FIXED,
+                    file,
+                    0,
+                ),
+                Source::FileUnreserved(file) => mm::mmap(
+                    start.as_ptr().cast(),
+                    size,
+                    prot,
+                    MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
                     file,
                     0,
                 ),

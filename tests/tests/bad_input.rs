@@ -176,7 +176,7 @@ mod regions {
 
     #[test]
     fn that_have_no_size() {
-        region_refused("size=0", &["size=0", "at least 2M"]);
+        region_refused("size=0", &["size=0", "at least 2M", "pool="]);
         region_refused("node=0", &["missing field \"size\""]);
     }
 
@@ -214,6 +214,86 @@ mod regions {
     #[test]
     fn of_more_huge_pages_than_there_are() {
         region_refused("size=4T,backing=hugetlb", &["huge pages", "sysctl vm.nr_hugepages="]);
+    }
+}
+
+mod pools {
+    use super::*;
+
+    #[track_caller]
+    fn pool_refused(options: &str, parts: &[&str]) {
+        refused(Folder::new().run(options), parts);
+    }
+
+    #[test]
+    fn that_are_less_than_a_granule_or_no_whole_ones() {
+        pool_refused("--device-memory size=0,pool=1M", &["--device-memory", "pool=1M", "2M"]);
+        pool_refused("--device-memory size=0,pool=0", &["--device-memory", "pool=0", "2M"]);
+        let options = "--granule 64K --device-memory size=2M --device-memory size=0,pool=100K";
+        pool_refused(options, &["--device-memory", "region 1", "pool=100K", "multiple of 64K"]);
+        let options = "--granule 4K --device-memory size=0,pool=16T";
+        pool_refused(options, &["--device-memory", "pool=16T", "--granule"]);
+    }
+
+    #[test]
+    fn of_a_region_without_a_window_that_has_an_address_or_a_node() {
+        let options = "--device-memory size=0,pool=2M,addr=0x200000000";
+        pool_refused(options, &["--device-memory", "addr=0x200000000", "size="]);
+        let options = "--device-memory size=0,pool=2M,node=1";
+        pool_refused(options, &["--device-memory", "node=1", "size="]);
+    }
+
+    #[test]
+    fn that_the_granule_would_split() {
+        let options = "--granule 64K --memory 512M,backing=hugetlb --api-socket /nonexistent/x";
+        pool_refused(options, &["--granule", "64K", "hugetlb", "use --granule 2M"]);
+        let options = "--granule 4K --memory 512M,backing=memfd \
+                       --device-memory size=0,pool=2M,backing=hugetlb";
+        pool_refused(options, &["--granule", "4K", "hugetlb", "use --granule 2M"]);
+    }
+
+    #[test]
+    fn of_other_memory_than_ram() {
+        let region = "--device-memory size=0,pool=2M";
+        for (options, parts) in [
+            (format!("{region},backing=memfd"), ["backing=memfd", "--memory 512M,backing="]),
+            (format!("{region} --memory 1G,backing=memfd"), ["backing=anon", "--memory 1G,"]),
+            (format!("{region},backing=memfd,engine=remap"), ["engine=remap", "--memory 512M,"]),
+            (format!("{region},engine=remap"), ["engine=remap", "memfd or hugetlb"]),
+            (format!("{region},engine=move,backing=memfd"), ["engine=move", "backing=anon"]),
+        ] {
+            pool_refused(&options, &[&["--device-memory"], &parts[..]].concat());
+        }
+        let options = "--api-socket /nonexistent/x --device-memory size=2M,backing=memfd";
+        pool_refused(options, &["--device-memory", "backing=memfd", "--memory 512M,"]);
+    }
+
+    #[test]
+    fn of_more_huge_pages_than_there_are() {
+        let options = "--memory 512M,backing=hugetlb \
+                       --device-memory size=0,pool=4T,backing=hugetlb";
+        // 4 TiB and 512 MiB together.
+        let parts = ["--memory and --device-memory", "2097408 huge pages", "vm.nr_hugepages="];
+        pool_refused(options, &parts);
+    }
+
+    #[test]
+    fn that_are_more_than_a_number_names() {
+        let options = ["--device-memory size=0,pool=2M"; 256].join(" ");
+        pool_refused(&options, &["--device-memory", "256", "at most 255"]);
+    }
+
+    #[test]
+    fn with_values_that_do_not_exist() {
+        let region = "--device-memory size=0,pool=2M";
+        pool_refused(&format!("{region},kind=shared"), &["--device-memory", "shared", "generic"]);
+        pool_refused(&format!("{region},engine=node"), &["--device-memory", "node", "remap"]);
+        pool_refused("--device-memory size=0,pool=some", &["--device-memory", "some", "512M"]);
+        pool_refused("--policy heat", &["--policy", "heat", "first-touch"]);
+        pool_refused("--granule 1G", &["--granule", "1G", "64K"]);
+        pool_refused("--copy-threads 0", &["--copy-threads", "0", "16"]);
+        pool_refused("--copy-threads 17", &["--copy-threads", "17", "16"]);
+        pool_refused("--copy-threads many", &["--copy-threads", "many"]);
     }
 }
 

@@ -10,6 +10,7 @@ use neap_devices::reset::{AcpiPower, KeyboardController};
 use neap_devices::serial::{Output, SerialPort};
 use neap_devices::{BusBuilder, BusError, EventFdTrigger};
 use neap_memory::guest::{GuestMemoryError, RangeSpec};
+use neap_memory::tiers::TiersError;
 use neap_memory::{GpaRange, GuestMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -23,8 +24,8 @@ use crate::kvm::vcpu::Shared;
 use crate::kvm::vm::Vm;
 use crate::kvm::{self, KvmError, OpenError};
 use crate::machine::Machine;
-use crate::platform;
 use crate::reporter::Reporter;
+use crate::{platform, tiers};
 
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,9 @@ pub enum BuildError {
         /// Address bits.
         bits: u8,
     },
+    /// Memory that cannot move as it was asked to.
+    #[error("--device-memory: {0}")]
+    Tiers(#[from] TiersError),
     /// Two devices at one place.
     #[error("devices: {0}")]
     Bus(#[from] BusError),
@@ -71,7 +75,14 @@ pub enum BuildError {
 impl BuildError {
     /// Whether whoever gave the options can do something about it.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Open(_) | Self::Boot(_) | Self::Memory { .. } | Self::Reach { .. })
+        matches!(
+            self,
+            Self::Open(_)
+                | Self::Boot(_)
+                | Self::Memory { .. }
+                | Self::Reach { .. }
+                | Self::Tiers(_)
+        )
     }
 }
 
@@ -108,6 +119,8 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     // period in the kernel, and the sooner that begins the sooner it ends.
     let vm = Vm::new(&kvm, memory)?;
     let entry = load::fill(vm.memory().view(), config, image, protocol)?;
+    // After the contents, which are not to wait for first touches.
+    let tiers = tiers::build(config, vm.memory())?.map(Arc::new);
     let gate = Arc::new(Gate::new(config.topology.cpus.len(), Wanted::Run));
     let reporter = Reporter::new(Arc::clone(&gate), EventFd::new(EFD_NONBLOCK)?);
     let room = EventFd::new(EFD_NONBLOCK)?;
@@ -116,7 +129,7 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let vcpus = vcpus(&supported, &vm, config, entry)?;
     let counters = vcpus.iter().map(|_| ExitCounters::default()).collect();
     let shared = Arc::new(Shared { gate, buses, counters, reporter });
-    Ok(Built { machine: Machine::new(vm, shared, vcpus, serial), room, linux })
+    Ok(Built { machine: Machine::new(vm, tiers, shared, vcpus, serial), room, linux })
 }
 
 /// The configuration was made for the processor's own address bits; KVM may

@@ -11,3 +11,10 @@ pub fn of_event(event: &EventFd) -> BorrowedFd<'_> {
     // result cannot outlive the reference.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
+
+/// Ends the process at once: no destructor runs, no buffer is written, and no
+/// other thread goes on.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: `_exit` takes any state that the process is in.
+    unsafe { libc::_exit(i32::from(status)) }
+}

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod acpi;
+pub mod bare;
 pub mod bench;
 pub mod boot;
 pub mod builder;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod doctor;
 pub mod event_loop;
 pub mod failure;
@@ -25,4 +27,5 @@ pub mod machine;
 pub mod payload;
 pub mod platform;
 pub mod reporter;
+pub mod tiers;
 pub mod topology;

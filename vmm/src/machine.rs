@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use neap_devices::serial::SerialPort;
+use neap_memory::tiers::Tiers;
 
+use crate::control::desk::Owner;
 use crate::kvm::exit::NAMES;
 use crate::kvm::gate::Wanted;
 use crate::kvm::vcpu::{self, Shared};
@@ -19,7 +21,7 @@ use crate::reporter::Reporter;
 
 /// How long vCPUs get to leave the guest. A kick takes microseconds; this is
 /// for a host that swaps, or a device that waits for a full pipe.
-const PARK_LIMIT: Duration = Duration::from_secs(10);
+pub const PARK_LIMIT: Duration = Duration::from_secs(10);
 /// The same at the end, where nobody needs the guest any more.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -30,6 +32,9 @@ pub struct Machine {
     threads: Vec<JoinHandle<()>>,
     serial: Arc<Mutex<SerialPort>>,
     state: State,
+    // After the vCPU threads, which may wait for a granule; before the memory
+    // that they move.
+    tiers: Option<Arc<Tiers>>,
     // Dropped last of all: vCPUs run in its memory.
     vm: Vm,
 }
@@ -42,11 +47,13 @@ pub struct NotParked;
 impl Machine {
     pub(crate) fn new(
         vm: Vm,
+        tiers: Option<Arc<Tiers>>,
         shared: Arc<Shared>,
         vcpus: Vec<VcpuFd>,
         serial: Arc<Mutex<SerialPort>>,
     ) -> Self {
-        Self { shared, waiting: vcpus, threads: Vec::new(), serial, state: State::Running, vm }
+        let (waiting, threads, state) = (vcpus, Vec::new(), State::Running);
+        Self { shared, waiting, threads, serial, state, tiers, vm }
     }
 
     /// Starts the vCPU threads.
@@ -66,8 +73,18 @@ impl Machine {
     /// # Errors
     /// One did not come; the machine is still on its way to being paused.
     pub fn pause(&mut self) -> Result<(), NotParked> {
-        self.advance(Event::Pause);
+        self.begin_pause();
         if self.shared.gate.wait_parked(PARK_LIMIT) { Ok(()) } else { Err(NotParked) }
+    }
+
+    /// Has every vCPU park outside the guest; does not wait for them.
+    pub fn begin_pause(&mut self) {
+        self.advance(Event::Pause);
+    }
+
+    /// Whether every vCPU is parked outside the guest.
+    pub fn is_parked(&self) -> bool {
+        self.shared.gate.wait_parked(Duration::ZERO)
     }
 
     /// Lets the vCPUs go on.
@@ -116,6 +133,11 @@ impl Machine {
         &self.serial
     }
 
+    /// The tiers of the guest's memory, if it moves.
+    pub fn tiers(&self) -> Option<&Arc<Tiers>> {
+        self.tiers.as_ref()
+    }
+
     /// The guest's memory.
     pub fn memory(&self) -> &neap_memory::GuestMemory {
         self.vm.memory()
@@ -124,6 +146,32 @@ impl Machine {
     /// Exits so far, of each vCPU in order, named as in [`NAMES`].
     pub fn exits(&self) -> Vec<[u64; NAMES.len()]> {
         self.shared.counters.iter().map(|counters| counters.read()).collect()
+    }
+}
+
+impl Owner for Machine {
+    fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    fn begin_pause(&mut self) {
+        Self::begin_pause(self);
+    }
+
+    fn is_parked(&self) -> bool {
+        Self::is_parked(self)
+    }
+
+    fn resume(&mut self) {
+        Self::resume(self);
+    }
+
+    fn vcpus(&self) -> usize {
+        self.shared.counters.len()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory().slots().iter().map(|slot| slot.range.size()).sum()
     }
 }
 

@@ -34,7 +34,12 @@ pub fn load(path: &Path) -> Result<VmOptions, ConfigError> {
 mod tests {
     use std::io::Write;
 
+    use neap_memory::addr::GIB;
+    use neap_memory::granule::{GranuleSize, Kind};
+    use neap_memory::policy::PolicyName;
+
     use super::*;
+    use crate::config::EngineName;
 
     fn load_text(text: &str) -> Result<VmOptions, ConfigError> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -47,9 +52,12 @@ mod tests {
         let options = load_text(
             "kernel = \"vmlinux\"\ninitrd = \"initrd\"\ncmdline = \"quiet\"\ncpus = 2\n\
              memory = { size = \"2G\", prefault = true }\nefi = true\n\
+             policy = \"first-touch\"\ngranule = \"64K\"\ncopy-threads = 2\n\
+             api-socket = \"vm.sock\"\n\
              numa-distance = [\"0:1=30\"]\nhmat = [\"0:1,read-latency=300,bandwidth=25G\"]\n\
              [[numa]]\nnode = 0\ncpus = \"0-1\"\nmemory = \"2G\"\n\
-             [[device-memory]]\nsize = \"512M\"\nnode = 1\naddr = 0x200000000\n",
+             [[device-memory]]\nsize = \"512M\"\nnode = 1\naddr = 0x200000000\n\
+             pool = \"1G\"\nkind = \"private\"\nengine = \"move\"\n",
         )
         .unwrap();
         assert_eq!(options.cpus, Some(2));
@@ -57,14 +65,21 @@ mod tests {
         assert_eq!(options.numa[0].0.cpus.0, [0, 1]);
         assert_eq!(options.device_memory[0].0.addr.unwrap().0, 0x2_0000_0000);
         assert_eq!(options.numa_distance[0].distance, 30);
+        assert_eq!(options.policy, Some(PolicyName::FirstTouch));
+        assert_eq!(options.granule, Some(GranuleSize::K64));
+        assert_eq!(options.copy_threads, Some(2));
+        assert_eq!(options.api_socket.unwrap().to_str(), Some("vm.sock"));
+        let region = &options.device_memory[0].0;
+        assert_eq!((region.pool.unwrap().0, region.kind), (GIB, Kind::Private));
+        assert_eq!(region.engine, Some(EngineName::Move));
     }
 
     #[test]
     fn unknown_keys_name_their_line() {
         let message = load_text("cpus = 1\ncolour = 3\n").unwrap_err().to_string();
         assert!(message.contains("line 2") && message.contains("\"colour\""), "{message}");
-        let message = load_text("[[device-memory]]\nsize = \"1G\"\npool = 1\n").unwrap_err();
-        assert!(message.to_string().contains("\"pool\""), "{message}");
+        let message = load_text("[[device-memory]]\nsize = \"1G\"\npond = 1\n").unwrap_err();
+        assert!(message.to_string().contains("\"pond\""), "{message}");
     }
 
     #[test]

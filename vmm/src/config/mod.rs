@@ -5,11 +5,13 @@ pub mod file;
 pub mod keyvalue;
 pub mod resolve;
 pub mod spec;
+pub mod tiers;
 pub mod topology;
 pub mod units;
 
 pub use resolve::VmConfig;
 pub use spec::VmOptions;
+pub use tiers::{EngineName, TiersConfig};
 
 /// Why a configuration is refused: the option, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]

@@ -5,11 +5,13 @@
 use std::path::PathBuf;
 
 use neap_memory::addr::{MIB, display_size};
+use neap_memory::granule::Kind;
 use neap_memory::guest::RangeSpec;
-use neap_memory::layout::{Layout, LayoutError, WindowRequest};
+use neap_memory::layout::{Layout, LayoutError, Occupant, WindowError, WindowRequest};
 use neap_memory::{Backing, Gpa, GpaRange};
 
 use super::spec::{DeviceMemoryOption, MemoryOption, VmOptions};
+use super::tiers::{self, TiersConfig};
 use super::units::{Size, Switch};
 use super::{ConfigError, topology};
 use crate::boot::kernel::Protocol;
@@ -36,8 +38,12 @@ pub struct VmConfig {
     pub layout: Layout,
     /// Host memory behind RAM.
     pub ram: RamConfig,
-    /// Device regions, in the order of [`Layout::windows`].
+    /// Device regions, in the order in which they were given.
     pub regions: Vec<DeviceRegion>,
+    /// How guest memory moves; `None`: nobody could ask for it.
+    pub tiers: Option<TiersConfig>,
+    /// Where the socket for requests is made.
+    pub api_socket: Option<PathBuf>,
     /// vCPUs and nodes.
     pub topology: Topology,
     /// Whether there is a UEFI memory map.
@@ -57,26 +63,49 @@ pub struct RamConfig {
     pub prefault: bool,
 }
 
-/// A device region and the SPM window that the guest sees of it.
-#[derive(Clone, Copy, Debug)]
+/// A device region: the SPM window that the guest sees of it, and the pool of
+/// frames for guest memory that is moved there. It has one of them or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceRegion {
     /// SPM window.
-    pub window: GpaRange,
+    pub window: Option<GpaRange>,
+    /// Bytes of the pool, whole granules; 0: none.
+    pub pool: u64,
+    /// What its frames are to vCPUs.
+    pub kind: Kind,
     /// Kind of host memory.
     pub backing: Backing,
 }
 
 impl VmConfig {
-    /// Every range of guest memory: RAM in order, then the device regions.
+    /// Every range of guest memory: RAM in order, then the windows of the
+    /// device regions. Pools are none.
     pub fn ranges(&self) -> Vec<RangeSpec> {
         let RamConfig { backing, prefault } = self.ram;
         let ram = self.layout.ram().iter().map(|&range| RangeSpec { range, backing, prefault });
-        let regions = self.regions.iter().map(|region| RangeSpec {
-            range: region.window,
-            backing: region.backing,
-            prefault: false,
+        let regions = self.regions.iter().filter_map(|region| {
+            let (range, backing) = (region.window?, region.backing);
+            Some(RangeSpec { range, backing, prefault: false })
         });
         ram.chain(regions).collect()
+    }
+
+    /// Bytes of 2 MiB pages that the machine takes from the host's pool of
+    /// them, and the options that ask for them; `None`: none.
+    pub fn hugetlb(&self) -> Option<(u64, &'static str)> {
+        let of = |backing, bytes| if backing == Backing::Hugetlb { bytes } else { 0 };
+        let ram = self.layout.ram().iter().map(|range| of(self.ram.backing, range.size())).sum();
+        let regions = self.regions.iter().fold(0, |sum: u64, region| {
+            let window = region.window.map_or(0, |window| window.size());
+            sum.saturating_add(of(region.backing, window.saturating_add(region.pool)))
+        });
+        let option = match (ram, regions) {
+            (0, 0) => return None,
+            (_, 0) => "--memory",
+            (0, _) => "--device-memory",
+            (_, _) => "--memory and --device-memory",
+        };
+        Some((regions.saturating_add(ram), option))
     }
 
     /// The option that range `index` of [`Self::ranges`] comes from.
@@ -111,8 +140,21 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         },
         |option| option.0,
     );
+    let mut warnings = Vec::new();
+    let tiers = tiers::resolve(
+        &tiers::Request {
+            memory: &memory,
+            regions: &regions,
+            policy: options.policy,
+            granule: options.granule,
+            copy_threads: options.copy_threads,
+            api_socket: options.api_socket.as_deref(),
+        },
+        &mut warnings,
+    )?;
     let layout = lay_out(memory.size.0, &regions, address_bits, memory_option)?;
-    let region_nodes: Vec<_> = regions.iter().map(|region| region.node).collect();
+    let region_nodes: Vec<_> =
+        regions.iter().filter(|region| has_window(region)).map(|region| region.node).collect();
     let request = topology::Request {
         cpus,
         numa: &numa,
@@ -121,13 +163,17 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         region_nodes: &region_nodes,
     };
     let topology = topology::resolve(&request, &layout)?;
-    let warnings = warnings(&layout, &topology);
-    let regions = layout
-        .windows()
+    let mut windows = layout.windows().iter().copied();
+    let regions: Vec<_> = regions
         .iter()
-        .zip(&regions)
-        .map(|(&window, region)| DeviceRegion { window, backing: region.backing })
+        .map(|region| DeviceRegion {
+            window: if has_window(region) { windows.next() } else { None },
+            pool: region.pool.map_or(0, |pool| pool.0),
+            kind: region.kind,
+            backing: region.backing,
+        })
         .collect();
+    warn(&layout, &regions, &topology, &mut warnings);
     Ok(VmConfig {
         kernel,
         protocol: options.boot_protocol,
@@ -136,6 +182,8 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         layout,
         ram: RamConfig { backing: memory.backing, prefault: memory.prefault.0 },
         regions,
+        tiers,
+        api_socket: options.api_socket,
         topology,
         efi: options.efi,
         exit_stats: options.exit_stats,
@@ -158,6 +206,12 @@ fn check_cmdline(cmdline: String) -> Result<String, ConfigError> {
     Ok(cmdline)
 }
 
+/// A region without a window is nothing that the guest sees. One that is
+/// nothing at all is left to [`Layout`] to refuse.
+fn has_window(region: &DeviceMemoryOption) -> bool {
+    region.size.0 > 0 || region.pool.is_none()
+}
+
 /// `memory_option` is the option that says how much RAM there is.
 fn lay_out(
     ram: u64,
@@ -165,29 +219,47 @@ fn lay_out(
     bits: u8,
     memory_option: &'static str,
 ) -> Result<Layout, ConfigError> {
-    let windows: Vec<_> = regions
+    let (indices, windows): (Vec<_>, Vec<_>) = regions
         .iter()
-        .map(|region| WindowRequest {
-            size: region.size.0,
-            addr: region.addr.map(|address| Gpa(address.0)),
+        .enumerate()
+        .filter(|(_, region)| has_window(region))
+        .map(|(index, region)| {
+            let addr = region.addr.map(|address| Gpa(address.0));
+            (index, WindowRequest { size: region.size.0, addr })
         })
-        .collect();
+        .unzip();
+    // The layout numbers windows, the user regions.
+    let region_of = |window: usize| indices.get(window).copied().unwrap_or(window);
     Layout::new(ram, &windows, bits).map_err(|error| match error {
-        LayoutError::Window { index, reason } if regions.len() > 1 => {
-            ConfigError::new("--device-memory", format!("region {index}: {reason}"))
+        LayoutError::Window { index, reason } => {
+            let reason = match reason {
+                WindowError::Overlaps { range, what: Occupant::Window(other), other: at } => {
+                    let what = Occupant::Window(region_of(other));
+                    WindowError::Overlaps { range, what, other: at }
+                }
+                reason => reason,
+            };
+            let message = match regions.len() {
+                1 => reason.to_string(),
+                _ => format!("region {}: {reason}", region_of(index)),
+            };
+            ConfigError::new("--device-memory", message)
         }
-        LayoutError::Window { reason, .. } => ConfigError::new("--device-memory", reason),
         other => ConfigError::new(memory_option, other),
     })
 }
 
-fn warnings(layout: &Layout, topology: &Topology) -> Vec<String> {
-    let mut warnings = Vec::new();
+fn warn(
+    layout: &Layout,
+    regions: &[DeviceRegion],
+    topology: &Topology,
+    warnings: &mut Vec<String>,
+) {
     let block = layout.memory_block();
-    let clipped: Vec<String> = layout
-        .windows()
+    let clipped: Vec<String> = regions
         .iter()
         .enumerate()
+        .filter_map(|(index, region)| Some((index, region.window?)))
         .filter(|(_, window)| {
             !window.base().is_aligned(block) || !window.size().is_multiple_of(block)
         })
@@ -217,7 +289,6 @@ fn warnings(layout: &Layout, topology: &Topology) -> Vec<String> {
              Linux numbers nodes with processors first, so the guest's numbers will differ"
         ));
     }
-    warnings
 }
 
 #[cfg(test)]
@@ -268,6 +339,45 @@ mod tests {
     fn the_longest_command_line_is_accepted() {
         let cmdline = Some("x".repeat(CMDLINE_MAX - 1));
         assert!(resolve(VmOptions { cmdline, ..options(&[]) }, 46).is_ok());
+    }
+
+    #[test]
+    fn a_region_without_a_window_is_nothing_that_the_guest_sees() {
+        let only = resolve(options(&["size=0,pool=4M"]), 46).unwrap();
+        assert_eq!(only.ranges().len(), 1);
+        assert!(!only.topology.numa);
+        let config = resolve(options(&["size=0,pool=4M", "size=128M,node=1"]), 46).unwrap();
+        let window = config.layout.windows()[0];
+        let windows: Vec<_> = config.regions.iter().map(|region| region.window).collect();
+        assert_eq!(windows, [None, Some(window)]);
+        assert_eq!(config.regions[0].pool, 4 * MIB);
+        assert_eq!(config.topology.memory.last().map(|part| (part.range, part.node)), {
+            Some((window, 1))
+        });
+    }
+
+    #[test]
+    fn regions_keep_their_number_where_others_have_no_window() {
+        let message = refused(options(&["size=0,pool=4M", "size=1M"]));
+        assert!(message.starts_with("--device-memory: region 1: size=1M"), "{message}");
+        let at = "size=2M,addr=0x200000000";
+        let message = refused(options(&["size=0,pool=4M", at, at]));
+        assert!(message.contains("region 2") && message.contains("region 1"), "{message}");
+        let config = resolve(options(&["size=0,pool=4M", "size=2M"]), 46).unwrap();
+        assert!(config.warnings[0].contains("region 1 at"), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn huge_pages_are_counted_with_the_pools() {
+        let hugetlb = |memory: &str, regions: &[&str]| {
+            let memory = Some(memory.parse().unwrap());
+            resolve(VmOptions { memory, ..options(regions) }, 46).unwrap().hugetlb()
+        };
+        let region = "size=128M,pool=2M,backing=hugetlb";
+        assert_eq!(hugetlb("64M", &["size=128M,pool=2M"]), None);
+        assert_eq!(hugetlb("64M,backing=hugetlb", &[]), Some((64 * MIB, "--memory")));
+        let both = Some((194 * MIB, "--memory and --device-memory"));
+        assert_eq!(hugetlb("64M,backing=hugetlb", &[region]), both);
     }
 
     #[test]

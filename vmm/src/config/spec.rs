@@ -7,9 +7,12 @@ use std::str::FromStr;
 
 use clap::Args;
 use neap_memory::Backing;
+use neap_memory::granule::{GranuleSize, Kind};
+use neap_memory::policy::PolicyName;
 use serde::Deserialize;
 
 use super::keyvalue::{KeyValues, Keyed, lenient, lenient_option, number, number_option};
+use super::tiers::EngineName;
 use super::units::{Address, Bandwidth, CpuList, Size, Switch};
 use crate::boot::kernel::Protocol;
 
@@ -60,10 +63,31 @@ pub struct VmOptions {
     #[arg(long, value_name = "FROM:TO,KEY=VALUE,...")]
     pub hmat: Vec<KeyValues<HmatOption>>,
 
-    /// A device region that the guest sees as special-purpose memory:
-    /// size=512M[,addr=0x100000000][,node=1][,backing=anon|memfd|hugetlb] (repeatable)
+    /// A device region. The guest sees size= of it as special-purpose memory; pool= is kept for
+    /// guest memory that Neap moves there, and size= may be 0 then:
+    /// size=512M[,pool=1G][,kind=public|private|generic][,addr=0x100000000][,node=1]
+    /// [,backing=anon|memfd|hugetlb][,engine=move|remap] (repeatable)
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub device_memory: Vec<KeyValues<DeviceMemoryOption>>,
+
+    /// What moves to device memory by itself [default: static]: nothing; what is touched first,
+    /// while there is room; or what the device touches
+    #[arg(long, value_name = "static|first-touch|on-fault")]
+    #[serde(deserialize_with = "lenient_option")]
+    pub policy: Option<PolicyName>,
+
+    /// How much memory moves at once [default: 2M]
+    #[arg(long, value_name = "4K|64K|2M")]
+    #[serde(deserialize_with = "lenient_option")]
+    pub granule: Option<GranuleSize>,
+
+    /// Threads that copy what moves, 1 to 16 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub copy_threads: Option<u8>,
+
+    /// Make a socket for `neap ctl` at this path
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
 
     /// Write the number of exits, by kind and vCPU, to a file as JSON when the guest ends
     #[arg(long, value_name = "FILE")]
@@ -189,9 +213,15 @@ impl Keyed for HmatOption {
 #[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DeviceMemoryOption {
-    /// Bytes of the SPM window.
+    /// Bytes of the SPM window; 0: none.
     #[serde(deserialize_with = "lenient")]
     pub size: Size,
+    /// Bytes kept for guest memory that is moved there.
+    #[serde(default, deserialize_with = "lenient_option")]
+    pub pool: Option<Size>,
+    /// What its frames are to vCPUs.
+    #[serde(default, deserialize_with = "lenient")]
+    pub kind: Kind,
     /// Guest-physical address; above RAM if not given.
     #[serde(default, deserialize_with = "lenient_option")]
     pub addr: Option<Address>,
@@ -201,6 +231,9 @@ pub struct DeviceMemoryOption {
     /// Kind of host memory.
     #[serde(default, deserialize_with = "lenient")]
     pub backing: Backing,
+    /// How granules move, if somebody said.
+    #[serde(default, deserialize_with = "lenient_option")]
+    pub engine: Option<EngineName>,
 }
 
 impl Keyed for DeviceMemoryOption {}
@@ -221,6 +254,10 @@ impl VmOptions {
         self.memory = self.memory.or(file.memory);
         self.efi |= file.efi;
         self.exit_stats = self.exit_stats.or(file.exit_stats);
+        self.policy = self.policy.or(file.policy);
+        self.granule = self.granule.or(file.granule);
+        self.copy_threads = self.copy_threads.or(file.copy_threads);
+        self.api_socket = self.api_socket.or(file.api_socket);
         self.numa = joined(file.numa, self.numa);
         self.numa_distance = joined(file.numa_distance, self.numa_distance);
         self.hmat = joined(file.hmat, self.hmat);

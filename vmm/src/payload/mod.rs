@@ -8,13 +8,16 @@
 //! | [`memory_probe`] | PVH entry, goes to long mode | words at any guest-physical address |
 //! | [`smp_elf`] | PVH entry; the others in real mode | all vCPUs come up |
 //! | [`speed::COUNTING_LOOP`] | long mode, CPL 0 or 3 | speed of guest kernel and user mode |
+//! | [`bare`] | long mode, CPL 3 | memory that moves: contents, speed and stalls |
 //!
-//! All but the last come as a PVH ELF ([`elf`]), so that any VMM boots them
-//! like a kernel; the last is raw code for [`long_mode`] state, because only
-//! the host can start a vCPU in CPL 3 without running CPL 0 code first.
+//! All but the last two come as a PVH ELF ([`elf`]), so that any VMM boots
+//! them like a kernel; the last are raw code for [`long_mode`] state, because
+//! only the host can start a vCPU in CPL 3 without running CPL 0 code first.
 
 mod asm;
+pub mod bare;
 pub mod elf;
+pub mod identity;
 pub mod long_mode;
 pub mod probe;
 mod smp;

@@ -1,0 +1,178 @@
+//! How a granule's contents get from one place to another underneath a
+//! running guest. Two engines, chosen by the kind of host memory:
+//!
+//! * [`mover`] for private anonymous memory: the page is taken out of the
+//!   guest's range with `UFFDIO_MOVE`, copied, and the copy is moved in.
+//! * [`remap`] for files in memory (memfd, hugetlb): writers are held off by
+//!   write-protection, the contents copied from one alias mapping to the
+//!   other, and the new place mapped over the old with `MAP_FIXED`.
+//!
+//! Both work on groups of [`Step`]s whose granules the caller has claimed.
+//! Whatever fails, each granule of the group is afterwards whole, either where
+//! it was or where it was to go; the outcome says which. A granule that cannot
+//! be made whole again ends the process ([`Fatal`]).
+
+pub mod hooks;
+pub(crate) mod memory;
+pub(crate) mod mover;
+pub(crate) mod remap;
+
+use std::fmt;
+use std::str::FromStr;
+
+use rustix::io::Errno;
+
+use crate::granule::Granule;
+use crate::hva::HvaRange;
+use crate::migrate::Outcome;
+use crate::table::Place;
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineName {
+    /// `UFFDIO_MOVE`, for anonymous memory.
+    Move,
+    /// Write-protect and map over, for files in memory.
+    Remap,
+}
+
+impl EngineName {
+    /// Every engine with its name on the command line.
+    pub const NAMES: [(&'static str, Self); 2] = [("move", Self::Move), ("remap", Self::Remap)];
+}
+
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(_, engine)| engine == self).map_or("", |(n, _)| n);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for EngineName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text);
+        found.map(|(_, engine)| *engine).ok_or_else(|| format!("\"{text}\" is none of move, remap"))
+    }
+}
+
+/// One granule's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Which.
+    pub(crate) granule: Granule,
+    /// Where it is; never [`Place::Untouched`].
+    pub(crate) from: Place,
+    /// Whether the guest has it mapped there.
+    pub(crate) from_mapped: bool,
+    /// Where it goes; never [`Place::Untouched`].
+    pub(crate) to: Place,
+    /// Whether the guest is to have it mapped there.
+    pub(crate) to_mapped: bool,
+}
+
+/// What ends the process, because guest memory could not be made whole.
+pub(crate) type Fatal = fn(&str) -> !;
+
+/// An engine. Calls for different granules may come from several threads at
+/// a time.
+pub(crate) trait Engine: fmt::Debug + Send + Sync {
+    /// Makes the pages of `range`, which the guest has had to itself so far,
+    /// present, and watches them from now on.
+    fn adopt(&self, range: HvaRange) -> Result<(), Errno>;
+
+    /// Whether a granule that nobody moved yet must be adopted first.
+    fn adopts(&self) -> bool;
+
+    /// Carries `steps` out and puts what came of each into `outcomes`, in
+    /// order: [`Outcome::Moved`], or why it is where it was.
+    fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>);
+
+    /// Makes first touches of `range` come as events.
+    fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno>;
+
+    /// Gives a granule that nobody ever touched zeroed memory at `to` and
+    /// wakes whoever waits for it.
+    fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno>;
+
+    /// The same at home, without a VMA more than there is.
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno>;
+
+    /// Whether it can leave granules unmapped in a frame on this way.
+    fn can(&self, step: &Step) -> bool;
+
+    /// VMAs that a run of granules of its own may add to the process.
+    fn vmas_per_run(&self) -> u64;
+
+    /// Asks the kernel where granules are.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn verifier(&self) -> Result<Verifier<'_>, Errno>;
+}
+
+/// Says of a settled granule, whose place and whether the guest has it mapped
+/// there are given, what the kernel knows.
+pub(crate) type Verifier<'a> = Box<dyn FnMut(Granule, Place, bool) -> Result<Verdict, Errno> + 'a>;
+
+/// What the kernel knows of a granule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// What is not as the table says.
+    pub(crate) wrong: Option<String>,
+    /// Bytes of it in huge pages.
+    pub(crate) huge: u64,
+}
+
+/// How often a call that the kernel answers with EAGAIN is tried again: it
+/// does so while it looks at a page itself.
+pub(crate) const TRIES: u32 = 200;
+
+/// The outcome that stands for an error of the kernel.
+pub(crate) fn outcome_of(errno: Errno) -> Outcome {
+    match errno {
+        Errno::NOMEM => Outcome::NoFrame,
+        Errno::AGAIN | Errno::BUSY | Errno::NOENT | Errno::INTR => Outcome::Busy,
+        _ => Outcome::CopyFailed,
+    }
+}
+
+/// Index ranges of `items` that can be handled by one call: alive, and each
+/// with both addresses `stride` after its predecessor's.
+pub(crate) fn runs<T>(
+    items: &[T],
+    stride: usize,
+    alive: impl Fn(usize, &T) -> bool,
+    addresses: impl Fn(&T) -> (usize, usize),
+) -> Vec<std::ops::Range<usize>> {
+    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        if !alive(index, item) {
+            continue;
+        }
+        let follows = |last: &std::ops::Range<usize>| {
+            let (a, b) = addresses(&items[index - 1]);
+            last.end == index && addresses(item) == (a + stride, b + stride)
+        };
+        match found.last_mut() {
+            Some(last) if follows(last) => last.end += 1,
+            _ => found.push(index..index + 1),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_end_where_either_address_jumps_or_an_item_is_out() {
+        let items = [(0, 100), (10, 110), (20, 130), (30, 140), (40, 150)];
+        let all = runs(&items, 10, |_, _| true, |item| *item);
+        assert_eq!(all, [0..2, 2..5]);
+        let without = runs(&items, 10, |index, _| index != 3, |item| *item);
+        assert_eq!(without, [0..2, 2..3, 4..5]);
+    }
+}

@@ -1,0 +1,417 @@
+//! The `move` engine, for private anonymous memory.
+//!
+//! Every page belongs to a tier for good: a pool's frames have pages of their
+//! own, and a granule of RAM keeps its home page. Pages that the guest does
+//! not use right now wait in slots outside of its range: a frame's in its
+//! pool's row, a home page in the row of home slots, at the granule's number.
+//! So a move exchanges no pages between tiers, needs no recycling and finds
+//! the home page where it left it:
+//!
+//! 1. `UFFDIO_MOVE` the page from the guest to its own slot. A touch waits
+//!    from now on.
+//! 2. Copy from that slot to the slot of the destination.
+//! 3. `UFFDIO_MOVE` the copy to the guest, which wakes the waiter.
+//!
+//! The guest's range is watched for missing pages, the rows only for writes
+//! that never are protected: `UFFDIO_MOVE` demands that its destination is
+//! watched, and memory that is watched for missing pages gets no huge pages.
+//!
+//! Invariant: a granule that is not in motion has its page either mapped in
+//! the guest or, if it is in a frame of a `private` pool, in that frame's slot.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::hooks::{Hooks, Inject, Point};
+use super::memory::{self, Slots};
+use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
+use crate::granule::Granule;
+use crate::hva::{Hva, HvaRange};
+use crate::migrate::Outcome;
+use crate::space::Space;
+use crate::table::Place;
+use crate::uffd::{Modes, MoveError, Userfaultfd};
+
+/// How long a page that must go back is tried for: the kernel holds a page
+/// for microseconds, unless it is short of memory.
+const MUST: Duration = Duration::from_secs(10);
+
+/// The engine with its rows of slots.
+#[derive(Debug)]
+pub(crate) struct MoveEngine {
+    uffd: Arc<Userfaultfd>,
+    space: Arc<Space>,
+    /// A slot for the home page of each granule.
+    home: Slots,
+    /// A row for each pool.
+    pools: Vec<Slots>,
+    /// Whether granules are to be huge pages.
+    huge: bool,
+    hooks: Arc<dyn Hooks>,
+    fatal: Fatal,
+}
+
+impl MoveEngine {
+    /// An engine with pools of so many frames.
+    ///
+    /// # Errors
+    /// No address space, or memory that this userfaultfd cannot watch.
+    pub(crate) fn new(
+        uffd: Arc<Userfaultfd>,
+        space: Arc<Space>,
+        frames: &[u32],
+        huge: bool,
+        hooks: Arc<dyn Hooks>,
+        fatal: Fatal,
+    ) -> Result<Self, Errno> {
+        let row = |count: u32| -> Result<Slots, Errno> {
+            let slots = Slots::anonymous(count, space.size(), huge)?;
+            uffd.register(slots.range(), Modes::WriteProtect)?;
+            Ok(slots)
+        };
+        let home = row(space.granules())?;
+        let pools = frames.iter().map(|count| row(*count)).collect::<Result<_, _>>()?;
+        for part in space.parts() {
+            let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
+            let _ = memory::advise_huge(range, huge);
+        }
+        Ok(Self { uffd, space, home, pools, huge, hooks, fatal })
+    }
+
+    /// Where the guest sees a granule.
+    fn guest(&self, granule: Granule) -> Hva {
+        self.space.hva(granule).unwrap_or_else(|| (self.fatal)("a granule outside of guest memory"))
+    }
+
+    /// Where the page of `place` waits while the guest does not have it.
+    fn slot(&self, granule: Granule, place: Place) -> (&Slots, u32) {
+        match place {
+            Place::Device { pool, frame } => match self.pools.get(usize::from(pool.0)) {
+                Some(row) => (row, frame.0),
+                None => (self.fatal)("a frame of no pool"),
+            },
+            Place::Home | Place::Untouched => (&self.home, granule.0),
+        }
+    }
+
+    fn slot_at(&self, granule: Granule, place: Place) -> Hva {
+        let (row, index) = self.slot(granule, place);
+        row.at(index)
+    }
+
+    fn hook(&self, point: Point, granule: Granule) -> Inject {
+        self.hooks.at(point, granule)
+    }
+
+    /// `UFFDIO_MOVE`, tried again while the kernel looks at the pages.
+    fn move_pages(&self, from: HvaRange, to: Hva) -> Result<(), MoveError> {
+        let mut done = 0;
+        for attempt in 0.. {
+            let rest = HvaRange::new(from.start().offset(done), from.len() - done);
+            // SAFETY: both are slots or guest memory of this engine, which is
+            // anonymous and private; all access to them is by vCPUs, by
+            // vm-memory's volatile accesses and by this module's copies. `to`
+            // is watched: rows since they were made, guest memory since it was
+            // adopted.
+            match unsafe { self.uffd.move_pages(rest, to.offset(done)) } {
+                Ok(()) => break,
+                Err(MoveError { moved, errno: Errno::AGAIN }) if attempt < TRIES || moved > 0 => {
+                    done += moved;
+                    thread::yield_now();
+                }
+                Err(MoveError { moved, errno }) => {
+                    return Err(MoveError { moved: done + moved, errno });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, for pages that must go back to where they were.
+    fn must_move(&self, from: HvaRange, to: Hva) {
+        let (mut done, since) = (0, Instant::now());
+        while done < from.len() {
+            let rest = HvaRange::new(from.start().offset(done), from.len() - done);
+            match self.move_pages(rest, to.offset(done)) {
+                Ok(()) => return,
+                Err(MoveError { moved, errno }) => {
+                    done += moved;
+                    if since.elapsed() > MUST {
+                        (self.fatal)(&format!("guest memory could not be put back: {errno}"));
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+
+    /// Gets memory for the destination.
+    fn prepare(&self, step: &Step) -> Result<(), Outcome> {
+        match self.hook(Point::Populate, step.granule) {
+            Inject::Fail(errno) | Inject::Short(errno) => return Err(outcome_of(errno)),
+            Inject::Nothing | Inject::Omit => {}
+        }
+        let (row, index) = self.slot(step.granule, step.to);
+        row.back(index).map_err(|_| Outcome::NoFrame)
+    }
+
+    /// Takes the pages of `steps` from the guest.
+    fn take(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        let size = self.space.bytes();
+        let mut from = 0;
+        while from < steps.len() {
+            let chunk = &steps[from..];
+            let guest = self.guest(chunk[0].granule);
+            let slot = self.slot_at(chunk[0].granule, chunk[0].from);
+            // An injected error ends the run where the kernel's would.
+            let injected = chunk.iter().enumerate().find_map(|(index, step)| {
+                match self.hook(Point::Freeze, step.granule) {
+                    Inject::Fail(errno) => Some(MoveError { moved: index * size, errno }),
+                    Inject::Short(errno) => {
+                        Some(MoveError { moved: index * size + size / 2, errno })
+                    }
+                    Inject::Nothing | Inject::Omit => None,
+                }
+            });
+            let len = injected.map_or(chunk.len() * size, |error| error.moved & !0xfff);
+            let result = match len {
+                0 => Ok(()),
+                len => self.move_pages(HvaRange::new(guest, len), slot),
+            };
+            let result = result.and(injected.map_or(Ok(()), Err));
+            let arrived = result.map_or_else(|error| error.moved / size, |()| chunk.len());
+            for step in &chunk[..arrived] {
+                let (row, index) = self.slot(step.granule, step.from);
+                row.set_backed(index);
+            }
+            let Err(MoveError { moved, errno }) = result else { return };
+            // A granule of small pages may have come half-way.
+            let partial = (moved % size) & !0xfff;
+            if partial > 0 {
+                let back = HvaRange::new(slot.offset(arrived * size), partial);
+                self.must_move(back, guest.offset(arrived * size));
+            }
+            outcomes[from + arrived] = outcome_of(errno);
+            from += arrived + 1;
+        }
+    }
+
+    /// Gives the copies of `steps` to the guest.
+    fn give(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        let size = self.space.bytes();
+        let mut from = 0;
+        while from < steps.len() {
+            let chunk = &steps[from..];
+            let guest = self.guest(chunk[0].granule);
+            let slot = self.slot_at(chunk[0].granule, chunk[0].to);
+            let injected = chunk.iter().enumerate().find_map(|(index, step)| {
+                match self.hook(Point::Arrive, step.granule) {
+                    Inject::Fail(errno) => Some(MoveError { moved: index * size, errno }),
+                    Inject::Short(errno) => {
+                        Some(MoveError { moved: index * size + size / 2, errno })
+                    }
+                    Inject::Nothing | Inject::Omit => None,
+                }
+            });
+            let len = injected.map_or(chunk.len() * size, |error| error.moved & !0xfff);
+            let result = match len {
+                0 => Ok(()),
+                len => self.move_pages(HvaRange::new(slot, len), guest),
+            };
+            let Err(MoveError { moved, errno }) = result.and(injected.map_or(Ok(()), Err)) else {
+                return;
+            };
+            let (arrived, partial) = (moved / size, (moved % size) & !0xfff);
+            let step = &chunk[arrived];
+            if partial > 0 {
+                self.take_back(step, partial);
+            }
+            self.put_back(step);
+            outcomes[from + arrived] = match outcome_of(errno) {
+                Outcome::NoFrame | Outcome::Busy => Outcome::Busy,
+                other => other,
+            };
+            from += arrived + 1;
+        }
+    }
+
+    /// Takes the first `len` bytes of a copy from the guest again. The guest
+    /// may have written to them, so they count now: they are copied to the
+    /// page that goes back.
+    fn take_back(&self, step: &Step, len: usize) {
+        let slot = self.slot_at(step.granule, step.to);
+        self.must_move(HvaRange::new(self.guest(step.granule), len), slot);
+        // SAFETY: both pages are out of the guest's reach, in slots that this
+        // granule has claimed.
+        unsafe { memory::copy(slot, self.slot_at(step.granule, step.from), len) };
+    }
+
+    /// Gives the guest the page back that was taken from it.
+    fn put_back(&self, step: &Step) {
+        if step.from_mapped {
+            let from = HvaRange::new(self.slot_at(step.granule, step.from), self.space.bytes());
+            self.must_move(from, self.guest(step.granule));
+        }
+    }
+
+    /// Copies one granule; on an error nothing of it counts.
+    fn copy(&self, step: &Step, from: Hva) -> Result<(), Outcome> {
+        let to = self.slot_at(step.granule, step.to);
+        let size = self.space.bytes();
+        match self.hook(Point::Copy, step.granule) {
+            Inject::Fail(_) => return Err(Outcome::CopyFailed),
+            Inject::Omit => return Ok(()),
+            Inject::Short(_) => {
+                // SAFETY: as below, for the first half.
+                unsafe { memory::copy(from, to, size / 2) };
+                return Err(Outcome::CopyFailed);
+            }
+            Inject::Nothing => {}
+        }
+        // SAFETY: `from` holds the granule's page, out of the guest's reach;
+        // `to` is a slot of this engine whose frame or home page was claimed
+        // for this granule, so nobody else uses it.
+        unsafe { memory::copy(from, to, size) };
+        Ok(())
+    }
+
+    /// The way of a granule with the seeded bug "not taken from the guest
+    /// before it is copied".
+    fn transfer_unfrozen(&self, step: &Step) -> Outcome {
+        if let Err(outcome) = self.copy(step, self.guest(step.granule)) {
+            return outcome;
+        }
+        let guest = HvaRange::new(self.guest(step.granule), self.space.bytes());
+        self.must_move(guest, self.slot_at(step.granule, step.from));
+        let copy = HvaRange::new(self.slot_at(step.granule, step.to), self.space.bytes());
+        self.must_move(copy, self.guest(step.granule));
+        Outcome::Moved
+    }
+}
+
+impl Engine for MoveEngine {
+    fn adopt(&self, range: HvaRange) -> Result<(), Errno> {
+        memory::populate(range)?;
+        if self.huge {
+            let small = memory::present(range).is_ok_and(|found| found.huge < range.len() as u64);
+            if small {
+                // A page that stays small moves all the same, only slower.
+                let _ = memory::collapse(range);
+            }
+        }
+        self.uffd.register(range, Modes::Missing)
+    }
+
+    fn adopts(&self) -> bool {
+        true
+    }
+
+    fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>) {
+        let size = self.space.bytes();
+        let first = outcomes.len();
+        outcomes.extend(steps.iter().map(|step| match self.prepare(step) {
+            Ok(()) => Outcome::Moved,
+            Err(outcome) => outcome,
+        }));
+        let outcomes = &mut outcomes[first..];
+        for (index, step) in steps.iter().enumerate() {
+            if outcomes[index] == Outcome::Moved
+                && step.from_mapped
+                && self.hook(Point::Freeze, step.granule) == Inject::Omit
+            {
+                outcomes[index] = self.transfer_unfrozen(step);
+                // Done: the rest passes over it.
+                if outcomes[index] == Outcome::Moved {
+                    outcomes[index] = Outcome::AlreadyThere;
+                }
+            }
+        }
+        let taken = runs(
+            steps,
+            size,
+            |index, step| outcomes[index] == Outcome::Moved && step.from_mapped,
+            |step| (self.guest(step.granule).0, self.slot_at(step.granule, step.from).0),
+        );
+        for run in taken {
+            self.take(&steps[run.clone()], &mut outcomes[run]);
+        }
+        for (index, step) in steps.iter().enumerate() {
+            if outcomes[index] == Outcome::Moved
+                && let Err(outcome) = self.copy(step, self.slot_at(step.granule, step.from))
+            {
+                self.put_back(step);
+                outcomes[index] = outcome;
+            }
+        }
+        let given = runs(
+            steps,
+            size,
+            |index, step| outcomes[index] == Outcome::Moved && step.to_mapped,
+            |step| (self.slot_at(step.granule, step.to).0, self.guest(step.granule).0),
+        );
+        for run in given {
+            self.give(&steps[run.clone()], &mut outcomes[run]);
+        }
+        for outcome in outcomes.iter_mut().filter(|outcome| **outcome == Outcome::AlreadyThere) {
+            *outcome = Outcome::Moved;
+        }
+    }
+
+    fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno> {
+        self.uffd.register(range, Modes::Missing)
+    }
+
+    fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno> {
+        let (row, index) = self.slot(granule, to);
+        if row.is_backed(index) {
+            // SAFETY: the slot was claimed for this granule and is not mapped
+            // in the guest.
+            unsafe { memory::zero(row.slot(index)) };
+        } else {
+            row.back(index)?;
+        }
+        self.move_pages(row.slot(index), self.guest(granule)).map_err(
+            |MoveError { moved, errno }| {
+                if moved > 0 {
+                    let guest = HvaRange::new(self.guest(granule), moved);
+                    self.must_move(guest, row.at(index));
+                }
+                errno
+            },
+        )
+    }
+
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
+        self.place_first(granule, Place::Home)
+    }
+
+    fn can(&self, _: &Step) -> bool {
+        true
+    }
+
+    fn vmas_per_run(&self) -> u64 {
+        0
+    }
+
+    fn verifier(&self) -> Result<Verifier<'_>, Errno> {
+        let bytes = self.space.bytes() as u64;
+        Ok(Box::new(move |granule, place, mapped| {
+            let guest = HvaRange::new(self.guest(granule), self.space.bytes());
+            let in_guest = memory::present(guest)?;
+            let (row, index) = self.slot(granule, place);
+            let in_slot = memory::present(row.slot(index))?;
+            let wrong = match (mapped, in_guest.bytes, in_slot.bytes) {
+                (true, guest, 0) if guest == bytes => None,
+                (false, 0, slot) if slot == bytes => None,
+                (_, guest, slot) => Some(format!(
+                    "{guest} bytes of it are in the guest and {slot} in the slot of {place:?}"
+                )),
+            };
+            Ok(Verdict { wrong, huge: in_guest.huge + in_slot.huge })
+        }))
+    }
+}

@@ -1,0 +1,525 @@
+//! The `remap` engine, for files in memory: memfd and hugetlb.
+//!
+//! A home file and the file of a pool are each mapped twice: where the guest
+//! sees them, and whole as an *alias* that only the engine uses.
+//!
+//! 1. Write-protect the guest's mapping: readers go on, writers wait.
+//! 2. Copy from one alias to the other.
+//! 3. Map the new place over the old with `MAP_FIXED`, in one step, so that
+//!    nobody ever finds anything but the old contents or the new.
+//! 4. Watch the new mapping again (the mapping over dropped that) and wake the
+//!    writers.
+//!
+//! A granule that is to be unmapped (kind `private`) keeps the mapping of its
+//! home file, whose pages are punched out: a touch is then a missing page.
+//! `UFFDIO_COPY` from the frame's alias brings it home and wakes in one call.
+//!
+//! This file has the only `MAP_FIXED` over guest memory.
+//!
+//! Known hole: a granule cannot go from one pool to another if it is unmapped
+//! in either; it has to come home in between.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use rustix::fs::{FallocateFlags, fallocate, fstat, fstatfs};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+use super::hooks::{Hooks, Inject, Point};
+use super::memory::{self, Slots};
+use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
+use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
+use crate::granule::Granule;
+use crate::hva::{Hva, HvaRange};
+use crate::migrate::Outcome;
+use crate::region::Source;
+use crate::space::Space;
+use crate::table::Place;
+use crate::uffd::{Modes, MoveError, Userfaultfd};
+
+/// A file and its alias.
+#[derive(Debug)]
+pub(crate) struct Area {
+    file: OwnedFd,
+    alias: Slots,
+    /// First granule, for the home of a part; 0 for a pool.
+    first: u32,
+    /// Bytes of a page of the file.
+    page: usize,
+}
+
+/// `HUGETLBFS_MAGIC` in include/uapi/linux/magic.h.
+const HUGETLBFS: u32 = 0x9584_58f6;
+
+impl Area {
+    /// The alias of `count` granules of `file`.
+    ///
+    /// # Errors
+    /// mmap(2)'s; ENOMEM if huge pages are missing and `reserve` is set.
+    pub(crate) fn new(
+        file: OwnedFd,
+        first: u32,
+        count: u32,
+        space: &Space,
+        reserve: bool,
+    ) -> Result<Self, Errno> {
+        let source = match reserve {
+            true => Source::File(file.as_fd()),
+            false => Source::FileUnreserved(file.as_fd()),
+        };
+        let alias = Slots::map(count, space.size(), source)?;
+        let huge = fstatfs(&file)?.f_type as u32 == HUGETLBFS;
+        let page = if huge { HUGE_PAGE_SIZE } else { PAGE_SIZE } as usize;
+        Ok(Self { file, alias, first, page })
+    }
+}
+
+/// Where the contents of a place are.
+#[derive(Clone, Copy, Debug)]
+struct Spot<'a> {
+    area: &'a Area,
+    index: u32,
+}
+
+impl Spot<'_> {
+    fn alias(&self) -> Hva {
+        self.area.alias.at(self.index)
+    }
+
+    fn offset(&self, bytes: usize) -> u64 {
+        u64::from(self.index) * bytes as u64
+    }
+
+    fn file(&self) -> BorrowedFd<'_> {
+        self.area.file.as_fd()
+    }
+}
+
+/// The engine with its files.
+#[derive(Debug)]
+pub(crate) struct RemapEngine {
+    uffd: Arc<Userfaultfd>,
+    space: Arc<Space>,
+    /// The home of each part, in order of granules.
+    homes: Vec<Area>,
+    pools: Vec<Area>,
+    hooks: Arc<dyn Hooks>,
+    fatal: Fatal,
+}
+
+impl RemapEngine {
+    /// An engine over `space`, with a home for each of its parts.
+    ///
+    /// # Errors
+    /// This userfaultfd cannot watch the memory for writes.
+    pub(crate) fn new(
+        uffd: Arc<Userfaultfd>,
+        space: Arc<Space>,
+        homes: Vec<Area>,
+        pools: Vec<Area>,
+        hooks: Arc<dyn Hooks>,
+        fatal: Fatal,
+    ) -> Result<Self, Errno> {
+        for part in space.parts() {
+            let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
+            uffd.register(range, Modes::WriteProtect)?;
+        }
+        Ok(Self { uffd, space, homes, pools, hooks, fatal })
+    }
+
+    fn guest(&self, granule: Granule) -> HvaRange {
+        let hva = self.space.hva(granule);
+        let hva = hva.unwrap_or_else(|| (self.fatal)("a granule outside of guest memory"));
+        HvaRange::new(hva, self.space.bytes())
+    }
+
+    fn spot(&self, granule: Granule, place: Place) -> Spot<'_> {
+        let spot = match place {
+            Place::Device { pool, frame } => {
+                self.pools.get(usize::from(pool.0)).map(|area| Spot { area, index: frame.0 })
+            }
+            Place::Home | Place::Untouched => {
+                let index = self.homes.partition_point(|home| home.first <= granule.0);
+                self.homes
+                    .get(index.wrapping_sub(1))
+                    .map(|area| Spot { area, index: granule.0 - area.first })
+            }
+        };
+        spot.unwrap_or_else(|| (self.fatal)("a place of no file"))
+    }
+
+    fn hook(&self, point: Point, granule: Granule) -> Inject {
+        self.hooks.at(point, granule)
+    }
+
+    fn prepare(&self, step: &Step) -> Result<(), Outcome> {
+        if !self.can(step) {
+            return Err(Outcome::WrongKind);
+        }
+        match self.hook(Point::Populate, step.granule) {
+            Inject::Fail(errno) | Inject::Short(errno) => return Err(outcome_of(errno)),
+            Inject::Nothing | Inject::Omit => {}
+        }
+        let spot = self.spot(step.granule, step.to);
+        // A home page that was punched out comes back with `UFFDIO_COPY`.
+        if step.from_mapped {
+            spot.area.alias.back(spot.index).map_err(|_| Outcome::NoFrame)?;
+        }
+        Ok(())
+    }
+
+    fn protect(&self, range: HvaRange, on: bool) -> Result<(), Errno> {
+        let mut result = self.uffd.write_protect(range, on);
+        for _ in 0..TRIES {
+            match result {
+                Err(Errno::AGAIN) => thread::yield_now(),
+                // The mapping was made but could not be watched then.
+                Err(Errno::NOENT) => self.uffd.register(range, Modes::WriteProtect)?,
+                other => return other,
+            }
+            result = self.uffd.write_protect(range, on);
+        }
+        result
+    }
+
+    /// Ends the protection of a granule that stays where it is.
+    fn release(&self, range: HvaRange) {
+        if let Err(errno) = self.protect(range, false)
+            && let Err(again) = self.protect(range, false)
+        {
+            (self.fatal)(&format!("writers of guest memory cannot go on: {errno}, {again}"));
+        }
+    }
+
+    /// Holds writers of `steps`, whose granules follow one another, off.
+    fn freeze(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        for (step, outcome) in steps.iter().zip(outcomes.iter_mut()) {
+            if let Inject::Fail(errno) | Inject::Short(errno) =
+                self.hook(Point::Freeze, step.granule)
+            {
+                *outcome = outcome_of(errno);
+            }
+        }
+        let frozen = runs(
+            steps,
+            self.space.bytes(),
+            |index, step| {
+                outcomes[index] == Outcome::Moved
+                    && self.hook(Point::Freeze, step.granule) != Inject::Omit
+            },
+            |step| (self.guest(step.granule).start().0, self.guest(step.granule).start().0),
+        );
+        for run in frozen {
+            let start = self.guest(steps[run.start].granule).start();
+            let range = HvaRange::new(start, run.len() * self.space.bytes());
+            if let Err(errno) = self.protect(range, true) {
+                self.release(range);
+                outcomes[run].fill(outcome_of(errno));
+            }
+        }
+    }
+
+    fn copy(&self, step: &Step) -> Result<(), Outcome> {
+        let (from, to) = (self.spot(step.granule, step.from), self.spot(step.granule, step.to));
+        let size = self.space.bytes();
+        let len = match self.hook(Point::Copy, step.granule) {
+            Inject::Fail(_) => return Err(Outcome::CopyFailed),
+            Inject::Omit => return Ok(()),
+            Inject::Short(_) => size / 2,
+            Inject::Nothing => size,
+        };
+        // SAFETY: both are aliases of this engine; writers to the source wait,
+        // and the destination was claimed for this granule.
+        unsafe { memory::copy(from.alias(), to.alias(), len) };
+        if len == size { Ok(()) } else { Err(Outcome::CopyFailed) }
+    }
+
+    /// Maps the new places of a run over the old ones.
+    fn map_over(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        let size = self.space.bytes();
+        let range = HvaRange::new(self.guest(steps[0].granule).start(), steps.len() * size);
+        let spot = self.spot(steps[0].granule, steps[0].to);
+        let injected = steps.iter().find_map(|step| match self.hook(Point::Arrive, step.granule) {
+            Inject::Fail(errno) | Inject::Short(errno) => Some(errno),
+            Inject::Nothing | Inject::Omit => None,
+        });
+        let mapped = match injected {
+            Some(errno) => Err(errno),
+            None => self.map_fixed(range, spot.file(), spot.offset(size)),
+        };
+        if let Err(errno) = mapped {
+            for step in steps {
+                self.release(self.guest(step.granule));
+            }
+            outcomes.fill(if errno == Errno::NOMEM { Outcome::VmaBudget } else { Outcome::Busy });
+            return;
+        }
+        // Not watched, a granule is whole all the same; the next move of it
+        // tries again.
+        let _ = self.uffd.register(range, Modes::WriteProtect);
+        self.wake(range);
+        // The guest would fault on each small page; this is one call for all.
+        let _ = memory::populate(range);
+    }
+
+    fn map_fixed(&self, range: HvaRange, file: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+        // SAFETY: the range is guest memory of this engine, mapped from one of
+        // its files already; the new mapping has the same contents, as the
+        // caller copied them while writers were held off.
+        let mapped = unsafe {
+            mmap(
+                range.start().as_ptr().cast(),
+                range.len(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
+                file,
+                offset,
+            )
+        };
+        mapped.map(drop)
+    }
+
+    fn wake(&self, range: HvaRange) {
+        if let Err(errno) = self.uffd.wake(range) {
+            (self.fatal)(&format!("waiters for guest memory cannot be woken: {errno}"));
+        }
+    }
+
+    /// Lets a copied granule go from the guest: its home page is punched out.
+    fn unmap(&self, step: &Step) -> Result<(), Outcome> {
+        if let Inject::Fail(errno) | Inject::Short(errno) = self.hook(Point::Arrive, step.granule) {
+            self.release(self.guest(step.granule));
+            return Err(outcome_of(errno));
+        }
+        let (guest, home) = (self.guest(step.granule), self.spot(step.granule, Place::Home));
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let size = self.space.bytes();
+        let done = self.uffd.register(guest, Modes::Both).and_then(|()| {
+            // Watching anew ends no protection, but is not promised to keep it.
+            self.protect(guest, true)?;
+            fallocate(home.file(), punch, home.offset(size), size as u64)
+        });
+        // Writers try again and find the page missing, or there.
+        self.release(guest);
+        done.map_err(outcome_of)
+    }
+
+    /// Brings an unmapped granule home.
+    fn fill(&self, step: &Step) -> Result<(), Outcome> {
+        for point in [Point::Copy, Point::Arrive] {
+            match self.hook(point, step.granule) {
+                Inject::Fail(errno) | Inject::Short(errno) => return Err(outcome_of(errno)),
+                Inject::Omit | Inject::Nothing => {}
+            }
+        }
+        let from = self.spot(step.granule, step.from).alias();
+        self.fill_from(from, step.granule).map_err(|errno| match outcome_of(errno) {
+            Outcome::NoFrame => Outcome::NoFrame,
+            _ => Outcome::Busy,
+        })?;
+        let home = self.spot(step.granule, Place::Home);
+        home.area.alias.set_backed(home.index);
+        Ok(())
+    }
+
+    /// Fills the missing pages of a granule of guest memory from `from`, a
+    /// granule that nobody else uses, and wakes who waits for them. After an
+    /// error it can be called again: what has come is the guest's and stays.
+    fn fill_from(&self, from: Hva, granule: Granule) -> Result<(), Errno> {
+        let to = self.guest(granule);
+        let page = self.spot(granule, Place::Home).area.page;
+        let mut done = 0;
+        for attempt in 0.. {
+            let rest = HvaRange::new(to.start().offset(done), to.len() - done);
+            // SAFETY: `to` is guest memory of this engine and `from` as long;
+            // the kernel puts nothing over pages that are there.
+            match unsafe { self.uffd.copy(from.offset(done), rest) } {
+                Ok(()) => break,
+                Err(MoveError { moved, errno: Errno::AGAIN }) if attempt < TRIES || moved > 0 => {
+                    done += moved;
+                    thread::yield_now();
+                }
+                // That page came at an earlier try.
+                Err(MoveError { moved, errno: Errno::EXIST }) => {
+                    done += moved + page;
+                    if done >= to.len() {
+                        self.wake(to);
+                        break;
+                    }
+                }
+                Err(MoveError { errno, .. }) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine for RemapEngine {
+    fn adopt(&self, _: HvaRange) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn adopts(&self) -> bool {
+        false
+    }
+
+    fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>) {
+        let first = outcomes.len();
+        outcomes.extend(steps.iter().map(|step| match self.prepare(step) {
+            Ok(()) => Outcome::Moved,
+            Err(outcome) => outcome,
+        }));
+        let outcomes = &mut outcomes[first..];
+        for (index, step) in steps.iter().enumerate() {
+            if outcomes[index] == Outcome::Moved
+                && !step.from_mapped
+                && let Err(outcome) = self.fill(step)
+            {
+                outcomes[index] = outcome;
+            }
+        }
+        let mapped: Vec<_> = runs(steps, 0, |_, step| step.from_mapped, |_| (0, 0));
+        for run in mapped {
+            let (steps, outcomes) = (&steps[run.clone()], &mut outcomes[run]);
+            self.freeze(steps, outcomes);
+            for (index, step) in steps.iter().enumerate() {
+                if outcomes[index] == Outcome::Moved
+                    && let Err(outcome) = self.copy(step)
+                {
+                    self.release(self.guest(step.granule));
+                    outcomes[index] = outcome;
+                }
+            }
+            let over = runs(
+                steps,
+                self.space.bytes(),
+                |index, step| outcomes[index] == Outcome::Moved && step.to_mapped,
+                |step| {
+                    let spot = self.spot(step.granule, step.to);
+                    (self.guest(step.granule).start().0, spot.alias().0)
+                },
+            );
+            for run in over {
+                self.map_over(&steps[run.clone()], &mut outcomes[run]);
+            }
+            for (index, step) in steps.iter().enumerate() {
+                if outcomes[index] == Outcome::Moved
+                    && !step.to_mapped
+                    && let Err(outcome) = self.unmap(step)
+                {
+                    outcomes[index] = outcome;
+                }
+            }
+        }
+    }
+
+    fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno> {
+        self.uffd.register(range, Modes::Both)
+    }
+
+    fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno> {
+        let guest = self.guest(granule);
+        if to.is_device() {
+            let spot = self.spot(granule, to);
+            let row = &spot.area.alias;
+            if row.is_backed(spot.index) {
+                // SAFETY: the frame was claimed for this granule.
+                unsafe { memory::zero(row.slot(spot.index)) };
+            } else {
+                row.back(spot.index)?;
+            }
+            self.map_fixed(guest, spot.file(), spot.offset(self.space.bytes()))?;
+        }
+        // No longer watched for missing pages: the kernel fills them.
+        self.uffd.register(guest, Modes::WriteProtect)?;
+        self.uffd.wake(guest)
+    }
+
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
+        let zeros = Slots::anonymous(1, self.space.size(), true)?;
+        self.fill_from(zeros.at(0), granule)
+    }
+
+    fn can(&self, step: &Step) -> bool {
+        step.from_mapped && step.to_mapped
+            || !step.from_mapped && step.to == Place::Home
+            || !step.to_mapped && step.from == Place::Home
+    }
+
+    fn vmas_per_run(&self) -> u64 {
+        2
+    }
+
+    fn verifier(&self) -> Result<Verifier<'_>, Errno> {
+        let maps = Maps::read()?;
+        let bytes = self.space.bytes();
+        Ok(Box::new(move |granule, place, mapped| {
+            let guest = self.guest(granule);
+            let seen = if mapped { place } else { Place::Home };
+            let spot = self.spot(granule, seen);
+            let expected = (fstat(spot.file())?.st_ino, spot.offset(bytes));
+            let found = maps.at(guest.start());
+            let wrong = if found != Some(expected) {
+                Some(format!("mapped is (inode, offset) {found:x?}, expected {expected:x?}"))
+            } else if !mapped && memory::any_present(guest) {
+                Some("pages of it are at home, where none should be".to_owned())
+            } else {
+                None
+            };
+            let huge = memory::present(guest).map_or(0, |found| found.huge);
+            Ok(Verdict { wrong, huge })
+        }))
+    }
+}
+
+/// The mappings of this process: start -> (end, inode, offset).
+struct Maps(BTreeMap<usize, (usize, u64, u64)>);
+
+impl Maps {
+    /// Reads /proc/self/maps (proc_pid_maps(5)).
+    fn read() -> Result<Self, Errno> {
+        let text = fs::read_to_string("/proc/self/maps")
+            .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
+        Ok(Self(text.lines().filter_map(Self::parse).collect()))
+    }
+
+    fn parse(line: &str) -> Option<(usize, (usize, u64, u64))> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let offset = fields.nth(1)?;
+        let inode = fields.nth(1)?;
+        Some((
+            usize::from_str_radix(start, 16).ok()?,
+            (
+                usize::from_str_radix(end, 16).ok()?,
+                inode.parse().ok()?,
+                u64::from_str_radix(offset, 16).ok()?,
+            ),
+        ))
+    }
+
+    /// Inode and offset of what is mapped at `address`.
+    fn at(&self, address: Hva) -> Option<(u64, u64)> {
+        let (start, (end, inode, offset)) = self.0.range(..=address.0).next_back()?;
+        (address.0 < *end).then(|| (*inode, offset + (address.0 - start) as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_maps_gives_inode_and_offset() {
+        let line = "7f0000000000-7f0000400000 rw-s 00200000 00:01 1234   /memfd:neap (deleted)";
+        let maps = Maps([Maps::parse(line).unwrap()].into());
+        assert_eq!(maps.at(Hva(0x7f00_0000_1000)), Some((1234, 0x20_1000)));
+        assert_eq!(maps.at(Hva(0x7f00_0040_0000)), None);
+        assert_eq!(Maps::parse(""), None);
+    }
+}

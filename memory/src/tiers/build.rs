@@ -1,0 +1,207 @@
+//! Putting tiers together over the memory of a guest that has not started.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::ftruncate;
+use rustix::io::Errno;
+
+use super::budget::VmaBudget;
+use super::core::Core;
+use super::counters::Counters;
+use super::fault::FaultThread;
+use super::{Tiers, TiersConfig, TiersError};
+use crate::backing::{self, Backing};
+use crate::engine::mover::MoveEngine;
+use crate::engine::remap::{Area, RemapEngine};
+use crate::engine::{Engine, EngineName};
+use crate::granule::{Frame, Granule, GranuleSize, PoolId};
+use crate::guest::GuestMemory;
+use crate::hva::Hva;
+use crate::migrate::crew::Crew;
+use crate::policy::{self, PolicyName};
+use crate::pool::Pool;
+use crate::space::{Origin, Space};
+use crate::table::GranuleTable;
+use crate::uffd::{Features, Userfaultfd};
+
+fn refused(what: &'static str) -> impl Fn(Errno) -> TiersError {
+    move |errno| TiersError::Refused { what, source: errno.into() }
+}
+
+impl Tiers {
+    /// Tiers over `memory`, which must outlive them, as must the machine that
+    /// runs in it. What is loaded into the memory so far stays as it is.
+    ///
+    /// # Errors
+    /// A configuration that cannot be, or a host that has too little.
+    pub fn new(memory: &GuestMemory, config: TiersConfig) -> Result<Self, TiersError> {
+        check(&config)?;
+        let space = Arc::new(space(memory, &config)?);
+        let uffd = Arc::new(open(&config)?);
+        let frames = frames(&space, &config)?;
+        let engine: Box<dyn Engine> = match config.engine() {
+            EngineName::Move => Box::new(
+                MoveEngine::new(
+                    Arc::clone(&uffd),
+                    Arc::clone(&space),
+                    &frames,
+                    config.wants_huge_pages(),
+                    Arc::clone(&config.hooks),
+                    config.fatal,
+                )
+                .map_err(refused("memory of the pools"))?,
+            ),
+            EngineName::Remap => Box::new(remap(memory, &space, &uffd, &frames, &config)?),
+        };
+        let mut pools = Vec::new();
+        for ((id, region), count) in (0u8..).zip(&config.regions).zip(&frames) {
+            let mut pool = Pool::new(PoolId(id), *count, region.kind);
+            if let Some(part) = region.window.and_then(|slot| space.parts().get(slot)) {
+                pool.allocate_window(Frame(0), part.count, Granule(part.first));
+            }
+            pools.push(Mutex::new(pool));
+        }
+        let core = Arc::new(Core {
+            uffd,
+            table: GranuleTable::new(space.granules()),
+            space,
+            pools,
+            kinds: config.regions.iter().map(|region| region.kind).collect(),
+            engine,
+            policy: Mutex::new(policy::make(config.policy)),
+            budget: Mutex::new(VmaBudget::new()),
+            adopting: Mutex::new(()),
+            counters: Counters::default(),
+            over: AtomicBool::new(false),
+            fatal: config.fatal,
+        });
+        let thread = |source| TiersError::Refused { what: "threads", source };
+        let fault = FaultThread::start(&core).map_err(thread)?;
+        let crew = Crew::new(&core, config.copy_threads).map_err(thread)?;
+        if config.policy == PolicyName::FirstTouch {
+            core.watch_first_touches().map_err(refused("watching guest memory"))?;
+        }
+        Ok(Self { fault, crew, core, active: Mutex::default(), next_request: 0.into(), config })
+    }
+}
+
+fn check(config: &TiersConfig) -> Result<(), TiersError> {
+    let files = |backing| backing != Backing::Anon;
+    for (index, region) in config.regions.iter().enumerate() {
+        if files(region.backing) != files(config.ram) {
+            return Err(TiersError::Mixed { index, region: region.backing, ram: config.ram });
+        }
+    }
+    let hugetlb = config.ram == Backing::Hugetlb
+        || config.regions.iter().any(|region| region.backing == Backing::Hugetlb);
+    if hugetlb && config.granule != GranuleSize::M2 {
+        return Err(TiersError::Granule { granule: config.granule });
+    }
+    Ok(())
+}
+
+fn space(memory: &GuestMemory, config: &TiersConfig) -> Result<Space, TiersError> {
+    let parts = memory.slots().iter().enumerate().map(|(index, slot)| {
+        let region = config.regions.iter().position(|region| region.window == Some(index));
+        // There are at the most 255 regions.
+        let origin = region.map_or(Origin::Ram, |region| Origin::Window(PoolId(region as u8)));
+        (slot.range, Hva(slot.hva as usize), origin)
+    });
+    Space::new(config.granule, parts).ok_or(TiersError::Space(config.granule))
+}
+
+/// Frames of each region: those of its window and those of its pool.
+fn frames(space: &Space, config: &TiersConfig) -> Result<Vec<u32>, TiersError> {
+    let (granule, size) = (config.granule, config.granule.bytes());
+    let count = |region: &super::RegionConfig| {
+        let window = region.window.and_then(|slot| space.parts().get(slot));
+        let window = window.map_or(0, |part| part.count);
+        let bad = TiersError::Pool { bytes: region.pool, granule };
+        let pool = match region.pool % size {
+            0 => u32::try_from(region.pool / size).ok(),
+            _ => None,
+        };
+        pool.and_then(|pool| pool.checked_add(window)).filter(|frames| *frames > 0).ok_or(bad)
+    };
+    config.regions.iter().map(count).collect()
+}
+
+fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
+    let needed = match config.engine() {
+        EngineName::Move => Features::MOVE.with(Features::WRITE_PROTECT),
+        EngineName::Remap => Features::WRITE_PROTECT
+            .with(Features::WRITE_PROTECT_FILES)
+            .with(Features::MISSING_SHMEM)
+            .with(Features::MISSING_HUGETLB),
+    };
+    let uffd = Userfaultfd::open(needed.only(config.features), &config.doors)?;
+    if !uffd.opened().features.contains(needed) {
+        return Err(TiersError::Missing(match config.engine() {
+            EngineName::Move => "this kernel cannot move pages (UFFDIO_MOVE, since Linux 6.8): \
+                                 use --memory SIZE,backing=memfd and the same for the regions"
+                .to_owned(),
+            EngineName::Remap => "this kernel cannot write-protect files in memory \
+                                  (UFFD_FEATURE_WP_HUGETLBFS_SHMEM, since Linux 5.19): \
+                                  use a newer one"
+                .to_owned(),
+        }));
+    }
+    Ok(uffd)
+}
+
+fn remap(
+    memory: &GuestMemory,
+    space: &Arc<Space>,
+    uffd: &Arc<Userfaultfd>,
+    frames: &[u32],
+    config: &TiersConfig,
+) -> Result<RemapEngine, TiersError> {
+    let size = config.granule.bytes();
+    let alias = |file: OwnedFd, first: u32, count: u32, reserve: bool| {
+        Area::new(file, first, count, space, reserve).map_err(refused("an alias of guest memory"))
+    };
+    let file_of = |index: usize| -> Result<OwnedFd, TiersError> {
+        let file = memory.file(index).ok_or(TiersError::Space(config.granule))?;
+        file.try_clone_to_owned()
+            .map_err(|source| TiersError::Refused { what: "a descriptor of guest memory", source })
+    };
+    let mut homes = Vec::new();
+    for (index, part) in space.parts().iter().enumerate() {
+        homes.push(match part.origin {
+            Origin::Ram => alias(file_of(index)?, part.first, part.count, true)?,
+            // Where granules of a window go when their region is evacuated.
+            // Memory is got for each as it comes.
+            Origin::Window(_) => {
+                let file = backing::file(u64::from(part.count) * size, config.ram)?;
+                alias(file, part.first, part.count, false)?
+            }
+        });
+    }
+    let mut pools = Vec::new();
+    for (region, count) in config.regions.iter().zip(frames) {
+        let bytes = u64::from(*count) * size;
+        if region.backing == Backing::Hugetlb {
+            backing::check_huge_pages(region.pool)?;
+        }
+        let file = match region.window {
+            Some(slot) => {
+                let file = file_of(slot)?;
+                ftruncate(file.as_fd(), bytes).map_err(refused("the size of a pool"))?;
+                file
+            }
+            None => backing::file(bytes, region.backing)?,
+        };
+        pools.push(alias(file, 0, *count, true)?);
+    }
+    RemapEngine::new(
+        Arc::clone(uffd),
+        Arc::clone(space),
+        homes,
+        pools,
+        Arc::clone(&config.hooks),
+        config.fatal,
+    )
+    .map_err(refused("watching guest memory"))
+}

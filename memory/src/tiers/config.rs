@@ -1,0 +1,136 @@
+//! What tiers are made of, as the builder of a machine gives it.
+
+use std::sync::Arc;
+
+use crate::Backing;
+use crate::engine::EngineName;
+use crate::engine::hooks::{Hooks, NoHooks};
+use crate::granule::{GranuleSize, Kind};
+use crate::policy::PolicyName;
+use crate::uffd::Features;
+use crate::uffd::abi::Door;
+
+/// A device region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionConfig {
+    /// Which slot of the guest's memory is its SPM window, if it has one; the
+    /// window's granules are born in the first frames.
+    pub window: Option<usize>,
+    /// Bytes of frames beside the window, whole granules.
+    pub pool: u64,
+    /// What its frames are to vCPUs.
+    pub kind: Kind,
+    /// Host memory behind it.
+    pub backing: Backing,
+}
+
+/// Tiers of a guest.
+#[derive(Clone, Debug)]
+pub struct TiersConfig {
+    /// Unit of tracking and moving.
+    pub granule: GranuleSize,
+    /// What moves by itself.
+    pub policy: PolicyName,
+    /// Threads that copy for migrations; faults have one of their own.
+    pub copy_threads: usize,
+    /// Host memory behind RAM.
+    pub ram: Backing,
+    /// Whether granules of 2 MiB of anonymous memory are to be huge pages;
+    /// benches measure small ones too.
+    pub huge_pages: bool,
+    /// Device regions, at the most 255.
+    pub regions: Vec<RegionConfig>,
+    /// Features of userfaultfd that may be used; tests mask some.
+    pub features: Features,
+    /// Doors to userfaultfd, in the order in which they are tried.
+    pub doors: Vec<Door>,
+    /// Interference by tests.
+    pub hooks: Arc<dyn Hooks>,
+    /// Ends the process when guest memory cannot be kept whole: restores the
+    /// terminal and exits, without dropping anything.
+    pub fatal: fn(&str) -> !,
+}
+
+impl TiersConfig {
+    /// Tiers without regions, with defaults.
+    pub fn new(granule: GranuleSize, fatal: fn(&str) -> !) -> Self {
+        Self {
+            granule,
+            policy: PolicyName::Static,
+            copy_threads: 1,
+            ram: Backing::Anon,
+            huge_pages: true,
+            regions: Vec::new(),
+            features: Features::ALL,
+            doors: vec![Door::SystemCall, Door::Device],
+            hooks: Arc::new(NoHooks),
+            fatal,
+        }
+    }
+
+    /// Whether anonymous memory is to be had in huge pages: with smaller
+    /// granules, one that moves would split them.
+    pub(crate) fn wants_huge_pages(&self) -> bool {
+        self.huge_pages && self.granule == GranuleSize::M2
+    }
+
+    /// The engine that this kind of memory takes.
+    pub fn engine(&self) -> EngineName {
+        match self.ram {
+            Backing::Anon => EngineName::Move,
+            Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+        }
+    }
+}
+
+/// Why there are no tiers.
+#[derive(Debug, thiserror::Error)]
+pub enum TiersError {
+    /// No userfaultfd.
+    #[error(transparent)]
+    Open(#[from] crate::uffd::OpenError),
+    /// A kernel without what the engine needs.
+    #[error("{0}")]
+    Missing(String),
+    /// RAM and a region of kinds that no engine serves together.
+    #[error(
+        "backing={region} of device region {index} and backing={ram} of RAM cannot exchange \
+         pages: use anon for both, or memfd and hugetlb"
+    )]
+    Mixed {
+        /// Index of the region.
+        index: usize,
+        /// Its backing.
+        region: Backing,
+        /// That of RAM.
+        ram: Backing,
+    },
+    /// A granule that the backing cannot have.
+    #[error("granules of {granule} cannot be had of hugetlb pages, which are not split: use 2M")]
+    Granule {
+        /// The granule.
+        granule: GranuleSize,
+    },
+    /// More granules than can be numbered, or memory that is not whole ones.
+    #[error("guest memory is not whole granules of {0}, or too many of them")]
+    Space(GranuleSize),
+    /// A pool of less than a granule, or of too many.
+    #[error("a pool of {bytes} bytes is not 1 to 2^32-1 granules of {granule}")]
+    Pool {
+        /// Bytes.
+        bytes: u64,
+        /// Size of a granule.
+        granule: GranuleSize,
+    },
+    /// Host memory that is not to be had.
+    #[error(transparent)]
+    Backing(#[from] crate::backing::BackingError),
+    /// The kernel refused something.
+    #[error("{what}: {source}")]
+    Refused {
+        /// What.
+        what: &'static str,
+        /// The answer.
+        source: std::io::Error,
+    },
+}

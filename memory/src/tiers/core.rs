@@ -1,0 +1,376 @@
+//! What all threads of the tiers share, and how one granule is claimed and
+//! settled.
+//!
+//! Lock order: the adoption lock, then a pool's, then the budget's; none is
+//! held while a granule is in motion, and none by the fault thread while it
+//! waits. A pool's lock is held for a few memory accesses.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use super::budget::VmaBudget;
+use super::counters::Counters;
+use crate::engine::memory as raw;
+use crate::engine::{Engine, Fatal, Step};
+use crate::granule::{Granule, Kind, PoolId};
+use crate::migrate::reserve::Reserve;
+use crate::migrate::{MigrateRequest, Outcome, Target};
+use crate::policy::Policy;
+use crate::pool::Pool;
+use crate::space::{Origin, Space};
+use crate::table::{ClaimError, Claimed, GranuleTable, Place, View};
+use crate::uffd::Userfaultfd;
+
+/// Guest memory is adopted in pieces of this size, so that small granules do
+/// not take a VMA each.
+const ADOPT: u64 = crate::addr::HUGE_PAGE_SIZE;
+
+/// A granule on its way.
+#[derive(Debug)]
+pub(crate) struct Job {
+    claimed: Claimed,
+    /// Where it really is, also if nobody had moved it before.
+    from: Place,
+    from_mapped: bool,
+    to: Place,
+    to_mapped: bool,
+}
+
+impl Job {
+    fn step(&self) -> Step {
+        Step {
+            granule: self.claimed.granule,
+            from: self.from,
+            from_mapped: self.from_mapped,
+            to: self.to,
+            to_mapped: self.to_mapped,
+        }
+    }
+
+    /// Whether this job's granule and places follow those of `last`, so that
+    /// one mapping serves both.
+    pub(crate) fn follows(&self, last: (Granule, Place)) -> bool {
+        let places = match (last.1, self.to) {
+            (Place::Home, Place::Home) => true,
+            (Place::Device { pool: a, frame: f }, Place::Device { pool: b, frame: g }) => {
+                a == b && f.0.checked_add(1) == Some(g.0)
+            }
+            _ => false,
+        };
+        places && last.0.0.checked_add(1) == Some(self.claimed.granule.0)
+    }
+
+    /// Granule and destination.
+    pub(crate) fn end(&self) -> (Granule, Place) {
+        (self.claimed.granule, self.to)
+    }
+}
+
+/// Shared state of the tiers.
+pub(crate) struct Core {
+    pub(crate) uffd: Arc<Userfaultfd>,
+    pub(crate) space: Arc<Space>,
+    pub(crate) table: GranuleTable,
+    pub(crate) pools: Vec<Mutex<Pool>>,
+    /// Kind of each pool.
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) policy: Mutex<Box<dyn Policy>>,
+    pub(crate) budget: Mutex<VmaBudget>,
+    pub(crate) adopting: Mutex<()>,
+    pub(crate) counters: Counters,
+    pub(crate) over: AtomicBool,
+    pub(crate) fatal: Fatal,
+}
+
+/// A lock whose holder panicked guards data that is still whole here: every
+/// critical section is a single change.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    /// Whether the machine is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn pool(&self, id: PoolId) -> Option<MutexGuard<'_, Pool>> {
+        self.pools.get(usize::from(id.0)).map(lock)
+    }
+
+    /// What the frames of a pool are to vCPUs; nothing moves to or from a pool
+    /// that does not exist.
+    pub(crate) fn kind(&self, id: PoolId) -> Kind {
+        self.kinds.get(usize::from(id.0)).copied().unwrap_or(Kind::Generic)
+    }
+
+    /// Whether a granule belongs to an SPM window, which is `public` towards
+    /// vCPUs whatever its region's kind.
+    pub(crate) fn is_window(&self, granule: Granule) -> bool {
+        matches!(self.space.part(granule), Some(part) if part.origin != Origin::Ram)
+    }
+
+    /// What vCPUs may do with `granule` in a frame of `pool`.
+    pub(crate) fn kind_for(&self, granule: Granule, pool: PoolId) -> Kind {
+        match self.kind(pool) {
+            Kind::Private if self.is_window(granule) => Kind::Public,
+            kind => kind,
+        }
+    }
+
+    /// Claims `granule` for what `request` wants, with a frame if it is to go
+    /// to a pool: one of `frames`, which are of that pool. `last` is the end of
+    /// the job before, whose mapping this one may continue.
+    pub(crate) fn claim(
+        &self,
+        granule: Granule,
+        request: &MigrateRequest,
+        frames: &mut Option<Reserve>,
+        last: Option<(Granule, Place)>,
+    ) -> Result<Job, Outcome> {
+        let mut view = self.table.get(granule);
+        self.check(granule, view, request)?;
+        if view.place == Place::Untouched {
+            let range = self.space.hva_range(granule, 1).ok_or(Outcome::Busy)?;
+            if !raw::any_present(range) {
+                return Err(Outcome::Untouched);
+            }
+            if self.engine.adopts() {
+                self.adopt(granule)?;
+                view = self.table.get(granule);
+            }
+        }
+        let (pool, to) = match (request.to, frames) {
+            (Target::Pool(pool), Some(frames)) => {
+                let frame = frames.take(self, granule).ok_or(Outcome::NoFrame)?;
+                (Some((frames, frame)), Place::Device { pool, frame })
+            }
+            _ => (None, Place::Home),
+        };
+        let claimed = self.claim_for(granule, view, to).and_then(|job| {
+            let vmas = match last {
+                Some(last) if job.follows(last) => 0,
+                _ => self.engine.vmas_per_run(),
+            };
+            if lock(&self.budget).take(vmas) {
+                return Ok(job);
+            }
+            self.table.abort(job.claimed);
+            Err(Outcome::VmaBudget)
+        });
+        if let (Err(_), Some((frames, frame))) = (&claimed, pool) {
+            frames.untake(frame);
+        }
+        claimed
+    }
+
+    /// What speaks against moving the granule, without touching it.
+    fn check(&self, granule: Granule, view: View, request: &MigrateRequest) -> Result<(), Outcome> {
+        let actual = self.space.actual(granule, view.place);
+        if let Place::Device { pool, frame } = actual {
+            match request.to {
+                Target::Pool(to) if to == pool => return Err(Outcome::AlreadyThere),
+                _ => {}
+            }
+            let selected = match self.kind_for(granule, pool) {
+                Kind::Public => request.select.device_public,
+                Kind::Private => request.select.device_private,
+                Kind::Generic => false,
+            };
+            if !selected || request.from_pool.is_some_and(|from| from != pool) {
+                return Err(Outcome::WrongKind);
+            }
+            let refcount = self.pool(pool).map_or(0, |pool| pool.refcount(frame));
+            if refcount > 1 {
+                return Err(Outcome::Pinned);
+            }
+        } else if request.to == Target::Home {
+            return Err(Outcome::AlreadyThere);
+        } else if !request.select.system {
+            return Err(Outcome::WrongKind);
+        }
+        if let Target::Pool(to) = request.to
+            && self.kind_for(granule, to) == Kind::Generic
+        {
+            return Err(Outcome::WrongKind);
+        }
+        match view {
+            View { moving: true, .. } => Err(Outcome::Busy),
+            View { pins: 1.., .. } => Err(Outcome::Pinned),
+            _ => Ok(()),
+        }
+    }
+
+    /// Claims a granule that was as `view` says, to go to `to`.
+    pub(crate) fn claim_for(
+        &self,
+        granule: Granule,
+        view: View,
+        to: Place,
+    ) -> Result<Job, Outcome> {
+        let claimed = self.table.claim(granule).map_err(|error| match error {
+            ClaimError::Moving => Outcome::Busy,
+            ClaimError::Pinned => Outcome::Pinned,
+        })?;
+        if claimed.from != view.place {
+            self.table.abort(claimed);
+            return Err(Outcome::Busy);
+        }
+        let from = self.space.actual(granule, claimed.from);
+        let from_mapped = claimed.was_mapped || claimed.from == Place::Untouched;
+        let to_mapped = match to {
+            Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
+            Place::Home | Place::Untouched => true,
+        };
+        Ok(Job { claimed, from, from_mapped, to, to_mapped })
+    }
+
+    /// Gives the frame of a place back to its pool.
+    pub(crate) fn put(&self, place: Place) {
+        if let Place::Device { pool, frame } = place
+            && let Some(mut pool) = self.pool(pool)
+            && let Err(error) = pool.put(frame)
+        {
+            drop(pool);
+            (self.fatal)(&format!("the pool has lost count: {error}"));
+        }
+    }
+
+    /// Moves a group of claimed granules and settles each.
+    pub(crate) fn carry_out(&self, jobs: Vec<Job>) -> Vec<(Granule, Outcome)> {
+        let steps: Vec<Step> = jobs.iter().map(Job::step).collect();
+        let mut outcomes = Vec::with_capacity(steps.len());
+        self.engine.transfer(&steps, &mut outcomes);
+        jobs.into_iter()
+            .zip(outcomes)
+            .map(|(job, outcome)| (job.claimed.granule, self.settle(job, outcome)))
+            .collect()
+    }
+
+    fn settle(&self, job: Job, outcome: Outcome) -> Outcome {
+        let Job { claimed, from, from_mapped, to, to_mapped } = job;
+        let granule = claimed.granule;
+        let mapped = if outcome == Outcome::Moved {
+            self.table.finish(claimed, to, to_mapped);
+            self.put(from);
+            to_mapped
+        } else {
+            self.table.finish(claimed, from, from_mapped);
+            self.put(to);
+            from_mapped
+        };
+        // Whoever touched it while it moved waits for an answer that only the
+        // fault thread has, which passed over a granule in motion.
+        if !mapped {
+            self.wake(granule);
+        }
+        self.counters.settled(from, to, outcome, self.space.size().bytes());
+        outcome
+    }
+
+    /// Lets whoever waits for a granule try again.
+    pub(crate) fn wake(&self, granule: Granule) {
+        if let Some(range) = self.space.hva_range(granule, 1)
+            && let Err(errno) = self.uffd.wake(range)
+        {
+            (self.fatal)(&format!("waiters for guest memory cannot be woken: {errno}"));
+        }
+    }
+
+    /// Takes the memory around a granule that nobody moved yet under control.
+    fn adopt(&self, granule: Granule) -> Result<(), Outcome> {
+        let _one_at_a_time = lock(&self.adopting);
+        if self.table.get(granule).place != Place::Untouched {
+            return Ok(());
+        }
+        let part = self.space.part(granule).ok_or(Outcome::Busy)?;
+        let piece = (ADOPT / self.space.size().bytes()).max(1) as u32;
+        let first = part.first + (granule.0 - part.first) / piece * piece;
+        let end = (part.first + part.count).min(first + piece);
+        // A VMA of its own, unless the piece before is under control too.
+        let joins =
+            first > part.first && self.table.get(Granule(first - 1)).place != Place::Untouched;
+        if !lock(&self.budget).take(if joins { 0 } else { 2 }) {
+            return Err(Outcome::VmaBudget);
+        }
+        let mut claimed: Vec<Claimed> = Vec::new();
+        for index in first..end {
+            match self.table.claim(Granule(index)) {
+                Ok(claim) if claim.from == Place::Untouched => claimed.push(claim),
+                Ok(claim) => self.table.abort(claim),
+                Err(_) => {}
+            }
+        }
+        let mut result = Ok(());
+        for run in consecutive(claimed) {
+            let adopted = self.adopt_run(&run);
+            for claim in run {
+                match adopted {
+                    Ok(()) => {
+                        let place = self.space.birthplace(claim.granule);
+                        self.table.finish(claim, place, true);
+                    }
+                    Err(_) => self.table.abort(claim),
+                }
+            }
+            result = result.and(adopted);
+        }
+        result.map_err(|errno| match errno {
+            Errno::NOMEM => Outcome::NoFrame,
+            _ => Outcome::Busy,
+        })
+    }
+
+    fn adopt_run(&self, run: &[Claimed]) -> Result<(), Errno> {
+        let first = run.first().map_or(Granule(0), |claim| claim.granule);
+        let range = self.space.hva_range(first, run.len() as u32).ok_or(Errno::INVAL)?;
+        self.engine.adopt(range)
+    }
+
+    /// Adopts what is there already and lets the first touch of everything
+    /// else in RAM come as an event.
+    pub(crate) fn watch_first_touches(&self) -> Result<(), Errno> {
+        for part in self.space.parts().iter().filter(|part| part.origin == Origin::Ram) {
+            let mut next = part.first;
+            let end = part.first + part.count;
+            while next < end {
+                let there = |index: u32| {
+                    self.space.hva_range(Granule(index), 1).is_some_and(raw::any_present)
+                };
+                let present = there(next);
+                let mut stop = next + 1;
+                while stop < end && there(stop) == present {
+                    stop += 1;
+                }
+                let range = self.space.hva_range(Granule(next), stop - next).ok_or(Errno::INVAL)?;
+                if present {
+                    self.engine.adopt(range)?;
+                    for index in next..stop {
+                        self.table.set(Granule(index), Place::Home, true);
+                    }
+                } else {
+                    self.engine.watch_first_touch(range)?;
+                }
+                next = stop;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Claims in runs of neighbours.
+fn consecutive(claims: Vec<Claimed>) -> Vec<Vec<Claimed>> {
+    let mut runs: Vec<Vec<Claimed>> = Vec::new();
+    for claim in claims {
+        match runs.last_mut() {
+            Some(run) if run.last().is_some_and(|last| last.granule.0 + 1 == claim.granule.0) => {
+                run.push(claim);
+            }
+            _ => runs.push(vec![claim]),
+        }
+    }
+    runs
+}

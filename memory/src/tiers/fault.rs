@@ -1,0 +1,225 @@
+//! The fault thread: reads what waits on the userfaultfd and decides.
+//!
+//! It moves single granules itself, so that a fault is never queued behind a
+//! batch. It takes no lock that anybody holds while a granule moves, and never
+//! touches the guest's own mapping: its fault would wait for itself.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+use super::core::{Core, lock};
+use super::death::Death;
+use crate::granule::{Granule, Kind, PoolId};
+use crate::migrate::Outcome;
+use crate::policy::{Decision, Event as Touch, Facts};
+use crate::table::{ClaimError, Place, View};
+use crate::uffd::Event;
+
+/// How soon a fault that could not be served is tried again.
+const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+
+/// The thread with what ends it.
+pub(crate) struct FaultThread {
+    wake: Arc<OwnedFd>,
+    die: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FaultThread {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// No thread or descriptor could be had.
+    pub(crate) fn start(core: &Arc<Core>) -> io::Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let die = Arc::new(AtomicBool::new(false));
+        let service = Service {
+            core: Arc::clone(core),
+            wake: Arc::clone(&wake),
+            die: Arc::clone(&die),
+            events: Vec::new(),
+            waiting: Vec::new(),
+        };
+        let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
+        Ok(Self { wake, die, thread: Some(thread) })
+    }
+
+    /// Makes the thread panic, to test what follows.
+    pub(crate) fn kill(&self) {
+        self.die.store(true, Ordering::Release);
+        self.poke();
+    }
+
+    fn poke(&self) {
+        // It can only be full if it has been written already.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for FaultThread {
+    /// Ends the thread; `Core::over` has been set.
+    fn drop(&mut self) {
+        self.poke();
+        if let Some(thread) = self.thread.take() {
+            // A panic has ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Service {
+    core: Arc<Core>,
+    wake: Arc<OwnedFd>,
+    die: Arc<AtomicBool>,
+    events: Vec<Event>,
+    /// Granules whose fault could not be served yet.
+    waiting: Vec<Granule>,
+}
+
+impl Service {
+    fn serve(mut self) {
+        let _death = Death::of("the fault thread", self.core.fatal);
+        while !self.core.is_over() {
+            if let Err(errno) = self.round() {
+                (self.core.fatal)(&format!("faults of guest memory cannot be read: {errno}"));
+            }
+        }
+    }
+
+    fn round(&mut self) -> Result<(), Errno> {
+        let timeout = (!self.waiting.is_empty()).then_some(&RETRY);
+        let mut fds = [
+            PollFd::new(&*self.core.uffd, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if self.die.load(Ordering::Acquire) {
+            panic!("the fault thread was told to die");
+        }
+        for granule in std::mem::take(&mut self.waiting) {
+            self.core.counters.retried.fetch_add(1, Ordering::Relaxed);
+            self.resolve(granule);
+        }
+        let mut events = std::mem::take(&mut self.events);
+        self.core.uffd.read(&mut events)?;
+        for event in events.drain(..) {
+            match self.core.space.at_hva(event.address) {
+                Some(granule) => self.resolve(granule),
+                // Nothing else is watched in a way that makes events.
+                None => (self.core.fatal)("a fault outside of guest memory"),
+            }
+        }
+        self.events = events;
+        Ok(())
+    }
+
+    fn resolve(&mut self, granule: Granule) {
+        let counters = &self.core.counters;
+        match self.core.table.get(granule) {
+            // Whoever moves it wakes those who wait.
+            View { moving: true, .. } => {
+                counters.waited.fetch_add(1, Ordering::Relaxed);
+            }
+            view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),
+            view @ View { place: Place::Device { pool, .. }, mapped: false, .. } => {
+                self.come_home(granule, view, pool);
+            }
+            _ => {
+                counters.stale.fetch_add(1, Ordering::Relaxed);
+                self.core.wake(granule);
+            }
+        }
+    }
+
+    /// A granule in a frame of kind `private` was touched.
+    fn come_home(&mut self, granule: Granule, view: View, pool: PoolId) {
+        let core = &self.core;
+        let facts = Facts {
+            kind: core.kind_for(granule, pool),
+            place: view.place,
+            window: false,
+            fast: None,
+        };
+        if lock(&core.policy).decide(Touch::VcpuTouch, &facts) != Decision::ToHome {
+            (core.fatal)("a policy leaves an unmapped granule where it is");
+        }
+        match core.claim_for(granule, view, Place::Home) {
+            Ok(job) => {
+                let outcomes = core.carry_out(vec![job]);
+                if outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved) {
+                    core.counters.come_home.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    self.waiting.push(granule);
+                }
+            }
+            // A pin holds it, or it changed since it was looked at.
+            Err(_) => self.waiting.push(granule),
+        }
+    }
+
+    /// RAM that nobody ever touched was touched.
+    fn first_touch(&mut self, granule: Granule, view: View) {
+        let core = &self.core;
+        let fast =
+            core.pools.iter().map(lock).find_map(|pool| {
+                (pool.kind() == Kind::Public && pool.free() > 0).then(|| pool.id())
+            });
+        let facts = Facts {
+            kind: fast.map_or(Kind::Public, |pool| core.kind_for(granule, pool)),
+            place: view.place,
+            window: core.is_window(granule),
+            fast,
+        };
+        let decision = lock(&core.policy).decide(Touch::FirstTouch, &facts);
+        let room = lock(&core.budget).take(core.engine.vmas_per_run());
+        let frame = match decision {
+            Decision::ToPool(pool) if room => core
+                .pool(pool)
+                .and_then(|mut pool| pool.allocate(granule).map(|frame| (pool.id(), frame))),
+            Decision::ToPool(_) | Decision::Stay | Decision::ToHome => None,
+        };
+        let mut device = frame.map(|(pool, frame)| Place::Device { pool, frame });
+        let claimed = match core.table.claim(granule) {
+            Ok(claimed) => Some(claimed),
+            // Whoever pinned it may be the one who waits. It can have its
+            // first page at home, where pins need no frame to be counted at.
+            Err(ClaimError::Pinned) => {
+                device.take().into_iter().for_each(|place| core.put(place));
+                core.table.claim_first(granule)
+            }
+            Err(ClaimError::Moving) => None,
+        };
+        let Some(claimed) = claimed else {
+            device.into_iter().for_each(|place| core.put(place));
+            return self.waiting.push(granule);
+        };
+        if claimed.from != Place::Untouched {
+            device.into_iter().for_each(|place| core.put(place));
+            core.table.abort(claimed);
+            return core.wake(granule);
+        }
+        for place in device.into_iter().chain([Place::Home]) {
+            let placed = match room {
+                true => core.engine.place_first(granule, place),
+                false => core.engine.fill_first(granule),
+            };
+            if placed.is_ok() {
+                core.table.finish(claimed, place, true);
+                core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            core.put(place);
+        }
+        core.table.abort(claimed);
+        self.waiting.push(granule);
+    }
+}

@@ -1,0 +1,178 @@
+//! The tiers of a guest's memory: home and the pools, with the threads that
+//! move granules between them. This is what the machine's owner talks to.
+//!
+//! [`core`] is the state that threads share and the way of one granule,
+//! [`fault`] the fault thread, [`crate::migrate`] the way of a request.
+//!
+//! Invariants: the userfaultfd is closed only when the tiers are dropped, and
+//! whoever owns them does that after the last vCPU has ended; the death of a
+//! thread that moves granules ends the process ([`death`]).
+
+mod budget;
+mod build;
+mod config;
+pub(crate) mod core;
+mod counters;
+pub(crate) mod death;
+mod fault;
+mod look;
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub use config::{RegionConfig, TiersConfig, TiersError};
+pub use counters::Counts;
+pub use look::{PoolStatus, Residence, TiersStatus, Verified};
+
+use self::core::{Core, lock};
+use crate::GpaRange;
+use crate::granule::Granule;
+use crate::migrate::crew::Crew;
+use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
+use crate::table::{PinError, Place};
+
+/// The tiers of one guest. Every method may be called from any thread but
+/// those of the tiers.
+pub struct Tiers {
+    // Threads end before what they work on goes.
+    fault: fault::FaultThread,
+    crew: Crew,
+    core: Arc<Core>,
+    /// Ranges that a request is at work on.
+    active: Mutex<Vec<(u64, GpaRange)>>,
+    next_request: std::sync::atomic::AtomicU64,
+    config: TiersConfig,
+}
+
+impl std::fmt::Debug for Tiers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tiers").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Tiers {
+    /// Moves what `request` names and says what came of it. `progress` is
+    /// called now and then; when it breaks, what has not begun is left.
+    ///
+    /// # Errors
+    /// A request that makes no sense; nothing has moved then.
+    pub fn migrate(
+        &self,
+        request: &MigrateRequest,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<Report, RequestError> {
+        if self.core.is_over() {
+            return Err(RequestError::Over);
+        }
+        let granules = run::granules(&self.core, request)?;
+        let _active = self.activate(&granules)?;
+        Ok(run::run(&self.core, &self.crew, request, &granules, progress))
+    }
+
+    /// Notes that a request is at work on `granules`.
+    fn activate(&self, granules: &[(Granule, u32)]) -> Result<Active<'_>, RequestError> {
+        let ranges: Vec<GpaRange> =
+            granules.iter().filter_map(|(g, count)| self.core.space.gpa(*g, *count)).collect();
+        let mut active = lock(&self.active);
+        for range in &ranges {
+            if let Some((_, other)) = active.iter().find(|(_, other)| other.overlaps(range)) {
+                return Err(RequestError::Overlaps(*range, *other));
+            }
+        }
+        let id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        active.extend(ranges.iter().map(|range| (id, *range)));
+        Ok(Active { tiers: self, id })
+    }
+
+    /// Holds the granules of `range` where they are, as a device does that
+    /// accesses them by itself; waits up to `patience` for those in motion.
+    ///
+    /// # Errors
+    /// Not guest memory, or still moving.
+    pub fn pin(&self, range: GpaRange, patience: Duration) -> Result<Pin, PinRangeError> {
+        let granules = self.core.space.granules_of(range).ok_or(PinRangeError::Outside(range))?;
+        let deadline = Instant::now() + patience;
+        let mut pin = Pin { core: Arc::clone(&self.core), held: Vec::new() };
+        for granule in granules.iter().flat_map(|(first, count)| first.0..first.0 + count) {
+            let granule = Granule(granule);
+            self.core.table.pin(granule, deadline)?;
+            // Pinned, it stays where it is, so its frame can be counted.
+            if let Place::Device { pool, frame } = self.core.table.get(granule).place
+                && let Some(mut pool) = self.core.pool(pool)
+                && let Err(error) = pool.get(frame)
+            {
+                self.core.table.unpin(granule);
+                return Err(PinRangeError::Frame(error));
+            }
+            pin.held.push(granule);
+        }
+        Ok(pin)
+    }
+
+    /// Refuses requests from now on and ends those at work after the granules
+    /// in flight.
+    pub fn stop(&self) {
+        self.core.over.store(true, Ordering::Release);
+    }
+
+    /// Makes the fault thread die, for tests of what follows.
+    #[doc(hidden)]
+    pub fn kill_fault_thread(&self) {
+        self.fault.kill();
+    }
+}
+
+impl Drop for Tiers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A request at work.
+struct Active<'a> {
+    tiers: &'a Tiers,
+    id: u64,
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        lock(&self.tiers.active).retain(|(id, _)| *id != self.id);
+    }
+}
+
+/// Granules that are held where they are, until this is dropped.
+pub struct Pin {
+    core: Arc<Core>,
+    held: Vec<Granule>,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("granules", &self.held.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        for granule in self.held.drain(..) {
+            self.core.put(self.core.table.get(granule).place);
+            self.core.table.unpin(granule);
+        }
+    }
+}
+
+/// Why a range was not pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinRangeError {
+    /// Not guest memory, or not whole granules.
+    #[error("{0} is not whole granules of guest memory")]
+    Outside(GpaRange),
+    /// A granule was not to be had.
+    #[error(transparent)]
+    Granule(#[from] PinError),
+    /// A frame was not.
+    #[error(transparent)]
+    Frame(crate::pool::PoolError),
+}

@@ -1,0 +1,403 @@
+//! From `--policy`, `--granule`, `--copy-threads`, `--api-socket` and the
+//! pools of the device regions to one [`TiersConfig`]. Pure.
+
+use std::path::Path;
+
+use neap_memory::Backing;
+use neap_memory::addr::display_size;
+pub use neap_memory::engine::EngineName;
+use neap_memory::granule::{GranuleSize, Kind};
+use neap_memory::policy::PolicyName;
+
+use super::ConfigError;
+use super::spec::{DeviceMemoryOption, MemoryOption};
+
+/// Most device regions of a guest whose memory moves: a pool's number is a
+/// byte.
+pub const MAX_REGIONS: usize = 255;
+/// Most threads that copy.
+pub const MAX_COPY_THREADS: u8 = 16;
+/// Longest path of a Unix socket in bytes (`sun_path` in unix(7), less its
+/// NUL).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Kinds of memory that an engine moves.
+fn backings(engine: EngineName) -> &'static str {
+    match engine {
+        EngineName::Move => "anon",
+        EngineName::Remap => "memfd or hugetlb",
+    }
+}
+
+/// The engine for memory of this kind.
+fn engine_of(backing: Backing) -> EngineName {
+    match backing {
+        Backing::Anon => EngineName::Move,
+        Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+    }
+}
+
+/// How granules of guest memory are tracked and moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TiersConfig {
+    /// Unit of tracking and moving.
+    pub granule: GranuleSize,
+    /// What moves by itself.
+    pub policy: PolicyName,
+    /// How memory moves; RAM and every region that moves are alike.
+    pub engine: EngineName,
+    /// Whether a region names it.
+    pub engine_named: bool,
+    /// Threads that copy, 1 to [`MAX_COPY_THREADS`].
+    pub copy_threads: u8,
+}
+
+/// What the options say about moving memory.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    pub(super) memory: &'a MemoryOption,
+    pub(super) regions: &'a [DeviceMemoryOption],
+    pub(super) policy: Option<PolicyName>,
+    pub(super) granule: Option<GranuleSize>,
+    pub(super) copy_threads: Option<u8>,
+    pub(super) api_socket: Option<&'a Path>,
+}
+
+/// Works out whether and how memory moves: not at all where nobody could ask
+/// for it. Options that would change nothing are a line each in `warnings`.
+pub(super) fn resolve(
+    request: &Request<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<TiersConfig>, ConfigError> {
+    let policy = request.policy.unwrap_or_default();
+    let granule = request.granule.unwrap_or_default();
+    let copy_threads = request.copy_threads.unwrap_or(1);
+    if !(1..=MAX_COPY_THREADS).contains(&copy_threads) {
+        let message = format!("{copy_threads} is not 1 to {MAX_COPY_THREADS}");
+        return Err(ConfigError::new("--copy-threads", message));
+    }
+    request.api_socket.map_or(Ok(()), check_socket_path)?;
+    for (index, region) in request.regions.iter().enumerate() {
+        check_region(region, granule).map_err(|message| refuse_region(request, index, message))?;
+    }
+    let pools = request.regions.iter().any(|region| region.pool.is_some());
+    if !pools && request.api_socket.is_none() && policy == PolicyName::Static {
+        warn_unused(request, warnings);
+        return Ok(None);
+    }
+    if !pools && policy != PolicyName::Static {
+        warnings.push(format!(
+            "--policy: {policy} places nothing, because no --device-memory has a pool="
+        ));
+    }
+    if request.regions.len() > MAX_REGIONS {
+        let message = format!(
+            "{} regions are too many for memory that moves: at most {MAX_REGIONS}",
+            request.regions.len()
+        );
+        return Err(ConfigError::new("--device-memory", message));
+    }
+    let engine = engine_of(request.memory.backing);
+    for (index, region) in request.regions.iter().enumerate() {
+        check_engine(request, region).map_err(|message| refuse_region(request, index, message))?;
+    }
+    check_granule(request, granule)?;
+    let engine_named = request.regions.iter().any(|region| region.engine.is_some());
+    Ok(Some(TiersConfig { granule, policy, engine, engine_named, copy_threads }))
+}
+
+fn refuse_region(request: &Request<'_>, index: usize, message: String) -> ConfigError {
+    match request.regions.len() {
+        1 => ConfigError::new("--device-memory", message),
+        _ => ConfigError::new("--device-memory", format!("region {index}: {message}")),
+    }
+}
+
+fn warn_unused(request: &Request<'_>, warnings: &mut Vec<String>) {
+    let given = [
+        ("--granule", request.granule.is_some()),
+        ("--copy-threads", request.copy_threads.is_some()),
+    ];
+    for (option, _) in given.into_iter().filter(|(_, given)| *given) {
+        warnings.push(format!(
+            "{option} changes nothing, because no memory moves: add pool= to a --device-memory, \
+             or --api-socket"
+        ));
+    }
+}
+
+fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let message = if bytes.is_empty() {
+        "\"\" is no path: give the name of a socket that is to be made".to_owned()
+    } else if bytes.contains(&0) {
+        format!("{:?} has a NUL in it, which no path has", path.display())
+    } else if bytes.len() > MAX_SOCKET_PATH {
+        format!(
+            "{}: {} bytes are too long for a socket: at most {MAX_SOCKET_PATH}",
+            path.display(),
+            bytes.len()
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::new("--api-socket", message))
+}
+
+/// What a region must be by itself.
+fn check_region(region: &DeviceMemoryOption, granule: GranuleSize) -> Result<(), String> {
+    if let Some(engine) = region.engine
+        && engine != engine_of(region.backing)
+    {
+        return Err(format!(
+            "engine={engine} does not move backing={}: give backing={}, or leave engine= out",
+            region.backing,
+            backings(engine)
+        ));
+    }
+    let Some(pool) = region.pool.map(|pool| pool.0) else { return Ok(()) };
+    let size = display_size(pool);
+    if pool < granule.bytes() {
+        return Err(format!("pool={size} is less than one granule of {granule}: give it more"));
+    }
+    if !pool.is_multiple_of(granule.bytes()) {
+        return Err(format!("pool={size} is not whole granules: give a multiple of {granule}"));
+    }
+    if pool / granule.bytes() > u64::from(u32::MAX) {
+        return Err(format!(
+            "pool={size} is more than 2^32 granules of {granule}: give less, or a larger --granule"
+        ));
+    }
+    if region.size.0 > 0 {
+        return Ok(());
+    }
+    // Without a window the guest does not see the region.
+    let seen = match (region.addr, region.node) {
+        (Some(addr), _) => format!("addr={:#x}", addr.0),
+        (None, Some(node)) => format!("node={node}"),
+        (None, None) => return Ok(()),
+    };
+    Err(format!("{seen} is of a window, and size=0 is none: leave it out, or give a size="))
+}
+
+/// Granules move between a region and RAM only if one engine moves both.
+fn check_engine(request: &Request<'_>, region: &DeviceMemoryOption) -> Result<(), String> {
+    if !moves(request, region) {
+        return Ok(());
+    }
+    let (ram, own) = (request.memory.backing, region.backing);
+    if engine_of(ram) == engine_of(own) {
+        return Ok(());
+    }
+    let engine = engine_of(own);
+    let why = match region.engine {
+        Some(_) => format!("engine={engine}"),
+        None => format!("backing={own}"),
+    };
+    Err(format!(
+        "{why} moves nothing from and to RAM of backing={ram}: give --memory {},backing={}, \
+         or this region backing={}",
+        request.memory.size,
+        backings(engine),
+        backings(engine_of(ram))
+    ))
+}
+
+/// hugetlb memory moves by its own page size only.
+fn check_granule(request: &Request<'_>, granule: GranuleSize) -> Result<(), ConfigError> {
+    if granule == GranuleSize::M2 {
+        return Ok(());
+    }
+    let region_moves = request
+        .regions
+        .iter()
+        .any(|region| moves(request, region) && region.backing == Backing::Hugetlb);
+    let option = if request.memory.backing == Backing::Hugetlb {
+        "--memory"
+    } else if region_moves {
+        "--device-memory"
+    } else {
+        return Ok(());
+    };
+    let message =
+        format!("{granule}: backing=hugetlb ({option}) cannot be split: use --granule 2M");
+    Err(ConfigError::new("--granule", message))
+}
+
+/// Whether granules of this region may ever move.
+fn moves(request: &Request<'_>, region: &DeviceMemoryOption) -> bool {
+    region.pool.is_some() || (request.api_socket.is_some() && region.kind != Kind::Generic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::keyvalue::KeyValues;
+    use crate::config::units::Size;
+
+    struct Machine {
+        memory: &'static str,
+        regions: &'static [&'static str],
+        granule: GranuleSize,
+        policy: PolicyName,
+        socket: bool,
+    }
+
+    impl Default for Machine {
+        fn default() -> Self {
+            let (granule, policy) = (GranuleSize::M2, PolicyName::Static);
+            Self { memory: "512M", regions: &[], granule, policy, socket: false }
+        }
+    }
+
+    impl Machine {
+        fn resolve(&self) -> Result<(Option<TiersConfig>, Vec<String>), String> {
+            let memory: KeyValues<MemoryOption> = self.memory.parse().unwrap();
+            let regions: Vec<DeviceMemoryOption> = self
+                .regions
+                .iter()
+                .map(|text| text.parse::<KeyValues<_>>().map(|region| region.0).unwrap())
+                .collect();
+            let mut warnings = Vec::new();
+            let request = Request {
+                memory: &memory.0,
+                regions: &regions,
+                policy: Some(self.policy),
+                granule: Some(self.granule),
+                copy_threads: None,
+                api_socket: self.socket.then(|| Path::new("vm.sock")),
+            };
+            let tiers = resolve(&request, &mut warnings).map_err(|error| error.to_string())?;
+            Ok((tiers, warnings))
+        }
+    }
+
+    #[test]
+    fn nothing_moves_where_nobody_can_ask() {
+        let regions = &["size=128M"];
+        let machine = Machine { regions, ..Machine::default() };
+        let (tiers, warnings) = machine.resolve().unwrap();
+        assert_eq!(tiers, None);
+        assert!(warnings[0].starts_with("--granule changes nothing"), "{warnings:?}");
+        for machine in [
+            Machine { regions: &["size=0,pool=2M"], ..Machine::default() },
+            Machine { socket: true, regions, ..Machine::default() },
+            Machine { policy: PolicyName::OnFault, regions, ..Machine::default() },
+        ] {
+            assert!(machine.resolve().unwrap().0.is_some());
+        }
+    }
+
+    #[test]
+    fn the_engine_is_the_one_for_the_memory() {
+        for (memory, region, engine) in [
+            ("512M", "size=0,pool=2M,engine=move", EngineName::Move),
+            ("512M,backing=memfd", "size=0,pool=2M,backing=memfd", EngineName::Remap),
+            (
+                "512M,backing=memfd",
+                "size=0,pool=2M,backing=hugetlb,engine=remap",
+                EngineName::Remap,
+            ),
+        ] {
+            let memory: KeyValues<MemoryOption> = memory.parse().unwrap();
+            let region: KeyValues<DeviceMemoryOption> = region.parse().unwrap();
+            let request = Request {
+                memory: &memory.0,
+                regions: &[region.0],
+                policy: None,
+                granule: None,
+                copy_threads: Some(16),
+                api_socket: None,
+            };
+            let tiers = resolve(&request, &mut Vec::new()).unwrap().unwrap();
+            assert_eq!((tiers.engine, tiers.copy_threads), (engine, 16));
+        }
+    }
+
+    #[test]
+    fn mistakes_say_what_would_do() {
+        let refused = |machine: Machine, parts: &[&str]| {
+            let message = machine.resolve().unwrap_err();
+            for part in parts {
+                assert!(message.contains(part), "no {part:?} in {message:?}");
+            }
+        };
+        let region = |regions| Machine { regions, ..Machine::default() };
+        refused(region(&["size=0,pool=1M"]), &["--device-memory: pool=1M", "one granule of 2M"]);
+        refused(region(&["size=0,pool=0"]), &["pool=0 is less"]);
+        refused(region(&["size=2M", "size=0,pool=3M"]), &["region 1: pool=3M", "multiple of 2M"]);
+        refused(region(&["size=0,pool=2M,node=1"]), &["node=1 is of a window", "size="]);
+        refused(region(&["size=0,pool=2M,addr=4G"]), &["addr=0x100000000 is of a window"]);
+        refused(region(&["size=2M,engine=remap"]), &["engine=remap", "backing=memfd or hugetlb"]);
+        refused(
+            region(&["size=2M,engine=move,backing=memfd"]),
+            &["engine=move", "backing=memfd", "backing=anon"],
+        );
+        refused(
+            region(&["size=0,pool=2M,backing=memfd"]),
+            &["backing=memfd moves nothing", "--memory 512M,backing=memfd or hugetlb"],
+        );
+        refused(
+            Machine { memory: "1G,backing=memfd", ..region(&["size=0,pool=2M,engine=move"]) },
+            &["engine=move moves nothing", "--memory 1G,backing=anon"],
+        );
+        refused(
+            Machine { socket: true, ..region(&["size=2M,backing=hugetlb"]) },
+            &["backing=hugetlb moves nothing"],
+        );
+        let small = Machine { granule: GranuleSize::K64, ..Machine::default() };
+        refused(
+            Machine { memory: "1G,backing=hugetlb", socket: true, ..small },
+            &["--granule: 64K", "(--memory) cannot be split: use --granule 2M"],
+        );
+        let small = Machine { granule: GranuleSize::K4, ..Machine::default() };
+        let regions = &["size=0,pool=2M,backing=hugetlb"];
+        refused(
+            Machine { memory: "1G,backing=memfd", regions, ..small },
+            &["--granule: 4K", "(--device-memory)"],
+        );
+        let small = Machine { granule: GranuleSize::K4, ..Machine::default() };
+        refused(Machine { regions: &["size=0,pool=16T"], ..small }, &["more than 2^32 granules"]);
+        refused(Machine { socket: true, ..region(&["size=2M"; 256]) }, &["256", "at most 255"]);
+    }
+
+    #[test]
+    fn a_region_that_never_moves_may_be_of_any_memory() {
+        let regions = &["size=2M,backing=memfd,kind=generic"];
+        assert!(Machine { socket: true, regions, ..Machine::default() }.resolve().is_ok());
+    }
+
+    #[test]
+    fn sockets_have_a_path_that_the_kernel_takes() {
+        for (path, part) in [
+            ("x".repeat(108), "at most 107"),
+            (String::new(), "no path"),
+            ("a\0b".to_owned(), "NUL"),
+        ] {
+            let message = check_socket_path(Path::new(&path)).unwrap_err().to_string();
+            assert!(message.starts_with("--api-socket: ") && message.contains(part), "{message}");
+        }
+        assert!(check_socket_path(Path::new(&"x".repeat(107))).is_ok());
+    }
+
+    #[test]
+    fn copy_threads_are_1_to_16() {
+        let memory = MemoryOption {
+            size: Size(1 << 30),
+            prefault: crate::config::units::Switch(false),
+            backing: Backing::Anon,
+        };
+        for threads in [0, 17] {
+            let request = Request {
+                memory: &memory,
+                regions: &[],
+                policy: None,
+                granule: None,
+                copy_threads: Some(threads),
+                api_socket: None,
+            };
+            let message = resolve(&request, &mut Vec::new()).unwrap_err().to_string();
+            assert_eq!(message, format!("--copy-threads: {threads} is not 1 to 16"));
+        }
+    }
+}
