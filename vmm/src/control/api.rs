@@ -30,7 +30,7 @@ use crate::config::units::{Address, Size};
 /// Longest line that a client may send, in bytes, with its line break.
 pub const MAX_LINE: usize = 64 << 10;
 /// Most runs in one answer to [`Request::Residency`].
-pub const MAX_RUNS: usize = 16 << 10;
+pub const MAX_RUNS: usize = 4 << 10;
 
 /// What a client can ask.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -301,8 +301,6 @@ pub enum State {
     Pausing,
     /// They are parked.
     Paused,
-    /// The machine is over.
-    Stopped,
 }
 
 impl fmt::Display for State {
@@ -311,7 +309,6 @@ impl fmt::Display for State {
             Self::Running => "running",
             Self::Pausing => "being paused",
             Self::Paused => "paused",
-            Self::Stopped => "stopped",
         })
     }
 }

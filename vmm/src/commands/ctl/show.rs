@@ -149,7 +149,7 @@ pub(super) fn migrated(migrated: &Migrated) -> String {
     let mut text = format!("moved {}", granules(moved.granules));
     if moved.granules > 0 {
         let size = display_size(moved.bytes);
-        let _ = write!(text, ", {size} in {} us", migrated.elapsed_us);
+        let _ = write!(text, ", {size} in {}", duration(migrated.elapsed_us));
     }
     text.push('\n');
     for (outcome, count) in &migrated.outcomes {
@@ -182,6 +182,15 @@ pub(super) fn failed_whole(migrated: &Migrated) -> Option<String> {
         .map(|(name, count)| format!("{} {name}", granules(*count)))
         .collect();
     (!why.is_empty()).then(|| why.join(", "))
+}
+
+/// Microseconds, in the unit that fits.
+fn duration(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us} us"),
+        1000..1_000_000 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        _ => format!("{}.{:02} s", us / 1_000_000, us % 1_000_000 / 10_000),
+    }
 }
 
 fn granules(count: u64) -> String {
@@ -240,6 +249,13 @@ mod tests {
         assert_eq!(failed_whole(&of(0, &[])), None);
         let why = failed_whole(&of(0, &[("no-frame", 1), ("pinned", 3)]));
         assert_eq!(why.unwrap(), "1 granule no-frame, 3 granules pinned");
+    }
+
+    #[test]
+    fn durations_have_the_unit_that_fits() {
+        for (us, text) in [(999, "999 us"), (1_068_841, "1.06 s"), (1950, "1.9 ms"), (0, "0 us")] {
+            assert_eq!(duration(us), text);
+        }
     }
 
     #[test]
