@@ -385,6 +385,10 @@ impl Engine for MoveEngine {
         )
     }
 
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
+        self.place_first(granule, Place::Home)
+    }
+
     fn can(&self, _: &Step) -> bool {
         true
     }

@@ -142,11 +142,11 @@ impl Bitmap {
         let mut found = 0;
         while found < limit {
             let Some(bit) = from.checked_add(found) else { break };
-            let here = (self.word(bit / WORD) >> (bit % WORD)).trailing_zeros();
-            // The shift filled with zeroes from above.
-            let here = here.min(WORD - bit % WORD);
+            let shift = bit % WORD;
+            // The shift fills with zeroes from above, which are not counted.
+            let here = (!self.word(bit / WORD) >> shift).trailing_ones();
             found += here;
-            if (bit + here) % WORD != 0 || here == 0 {
+            if here < WORD - shift {
                 break;
             }
         }

@@ -40,7 +40,7 @@ fn a_wait_for_a_move_ends_at_its_deadline() {
     assert_eq!(table.wait_settled(Granule(1), soon()), Err(PinError::TimedOut));
     assert!(started.elapsed() >= Duration::from_millis(40));
     assert_eq!(table.try_pin(Granule(1)), Err(TryPinError::Moving));
-    assert!(!table.touched_at_home(Granule(1)));
+    assert!(table.claim_first(Granule(1)).is_none());
     // The range's first granule was pinned before; now nothing is.
     assert_eq!(table.pin_range(Granule(0), 3, soon()), Err(PinError::TimedOut));
     assert_eq!([0, 1, 2].map(|n| table.get(Granule(n)).pins), [0, 0, 0]);
@@ -68,10 +68,29 @@ fn a_pinned_granule_can_get_its_first_page_but_not_move() {
     let table = GranuleTable::new(1);
     table.try_pin(Granule(0)).unwrap();
     assert_eq!(table.claim(Granule(0)).unwrap_err(), ClaimError::Pinned);
-    assert!(table.touched_at_home(Granule(0)));
-    assert!(!table.touched_at_home(Granule(0)));
+    let claimed = table.claim_first(Granule(0)).unwrap();
+    // Pins that come now wait for the page; the one that is there stays.
+    assert_eq!(table.try_pin(Granule(0)), Err(TryPinError::Moving));
+    table.finish(claimed, Place::Home, true);
+    assert!(table.claim_first(Granule(0)).is_none());
     let home = View { place: Place::Home, pins: 1, moving: false, mapped: true };
     assert_eq!(table.get(Granule(0)), home);
+}
+
+#[test]
+fn a_pin_can_go_while_the_first_page_comes() {
+    for aborts in [false, true] {
+        let table = GranuleTable::new(1);
+        table.try_pin(Granule(0)).unwrap();
+        let claimed = table.claim_first(Granule(0)).unwrap();
+        table.unpin(Granule(0));
+        let place = if aborts { Place::Untouched } else { Place::Home };
+        match aborts {
+            true => table.abort(claimed),
+            false => table.finish(claimed, place, false),
+        }
+        assert_eq!(table.get(Granule(0)), View { place, pins: 0, moving: false, mapped: false });
+    }
 }
 
 /// Real threads, in real time: writers under pins and movers, on two granules.
@@ -148,7 +167,7 @@ enum Step {
     Abort,
     Pin,
     Unpin,
-    Touch,
+    ClaimFirst,
 }
 
 fn place() -> impl Strategy<Value = Place> {
@@ -168,7 +187,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Abort),
         Just(Step::Pin),
         Just(Step::Unpin),
-        Just(Step::Touch),
+        Just(Step::ClaimFirst),
     ]
 }
 
@@ -201,7 +220,7 @@ proptest! {
                 },
                 Step::Finish(place, mapped) => if let Some(claimed) = claim.take() {
                     table.finish(claimed, place, mapped);
-                    *state = View { place, mapped, pins: 0, moving: false };
+                    *state = View { place, mapped, moving: false, ..*state };
                 },
                 Step::Abort => if let Some(claimed) = claim.take() {
                     table.abort(claimed);
@@ -217,11 +236,13 @@ proptest! {
                     table.unpin(granule);
                     state.pins -= 1;
                 },
-                Step::Touch => {
-                    let touched = table.touched_at_home(granule);
-                    prop_assert_eq!(touched, state.place == Place::Untouched && !state.moving);
-                    if touched {
-                        *state = View { place: Place::Home, mapped: true, ..*state };
+                Step::ClaimFirst => {
+                    let claimed = table.claim_first(granule);
+                    let expected = state.place == Place::Untouched && !state.moving;
+                    prop_assert_eq!(claimed.is_some(), expected);
+                    if claimed.is_some() {
+                        state.moving = true;
+                        *claim = claimed;
                     }
                 }
             }
