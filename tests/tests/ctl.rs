@@ -154,6 +154,14 @@ fn what_is_pinned_stays_and_says_so() {
     assert_eq!(ended.stderr, "neap: migrate: nothing moved: 2 granules pinned\n");
     let some = machine.json("migrate --to region:0 --range 0+8M");
     assert_eq!(some["outcomes"], json!({"moved": 2, "pinned": 2}));
+    // In the region a pin holds too.
+    let held = machine.tells("pin --range 4M+4M");
+    let ended = machine.ctl("evacuate --region 0").run().expect_status(1);
+    assert_eq!(ended.stderr, "neap: evacuate: nothing moved: 2 granules pinned\n");
+    machine.tells(&format!("unpin {}", held.trim()));
+    let home = machine.json("evacuate --region 0");
+    assert_eq!(home["moved"]["granules"], 2);
+    machine.tells("evacuate --region 0");
     assert_eq!(machine.json("residency")["runs"][0]["pins"], 1);
     machine.tells(&format!("unpin {}", pin.trim()));
     machine.refuses(&format!("unpin {}", pin.trim()), &["unpin: there is no pin"]);

@@ -168,17 +168,21 @@ pub(super) fn migrated(migrated: &Migrated) -> String {
     text
 }
 
-/// Why not one granule is where it was asked to be, if that is so although
-/// some were asked for.
-pub(super) fn failed_whole(migrated: &Migrated) -> Option<String> {
-    let count = |name: &str| migrated.outcomes.get(name).copied().unwrap_or(0);
-    if migrated.moved.granules + count("already-there") > 0 {
+/// Why nothing moved, if something should have. In a `filtered` request what
+/// is of the wrong kind is what was left out on purpose.
+pub(super) fn failed_whole(migrated: &Migrated, filtered: bool) -> Option<String> {
+    if migrated.moved.granules > 0 {
         return None;
     }
+    let is_failure = |name: &str| match name {
+        "moved" | "already-there" | "untouched" => false,
+        "wrong-kind" => !filtered,
+        _ => true,
+    };
     let why: Vec<_> = migrated
         .outcomes
         .iter()
-        .filter(|(name, count)| *name != "untouched" && **count > 0)
+        .filter(|(name, count)| is_failure(name) && **count > 0)
         .map(|(name, count)| format!("{} {name}", granules(*count)))
         .collect();
     (!why.is_empty()).then(|| why.join(", "))
@@ -237,17 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_fails_whole_only_if_nothing_is_where_it_should_be() {
-        let of = |moved: u64, outcomes: &[(&str, u64)]| Migrated {
-            moved: Amount { granules: moved, bytes: moved << 21 },
-            outcomes: outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
-            ..Migrated::default()
+    fn a_migration_fails_whole_only_if_nothing_moved_and_something_should_have() {
+        let of = |moved: u64, outcomes: &[(&str, u64)], filtered| {
+            let outcomes = outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count));
+            let moved = Amount { granules: moved, bytes: moved << 21 };
+            let (outcomes, whole) = (outcomes.collect(), Migrated::default());
+            failed_whole(&Migrated { moved, outcomes, ..whole }, filtered)
         };
-        assert_eq!(failed_whole(&of(1, &[("moved", 1), ("pinned", 3)])), None);
-        assert_eq!(failed_whole(&of(0, &[("already-there", 1), ("pinned", 3)])), None);
-        assert_eq!(failed_whole(&of(0, &[("untouched", 5)])), None);
-        assert_eq!(failed_whole(&of(0, &[])), None);
-        let why = failed_whole(&of(0, &[("no-frame", 1), ("pinned", 3)]));
+        assert_eq!(of(1, &[("moved", 1), ("pinned", 3)], false), None);
+        assert_eq!(of(0, &[("already-there", 1), ("untouched", 5)], false), None);
+        assert_eq!(of(0, &[], false), None);
+        assert_eq!(of(0, &[("wrong-kind", 9)], true), None);
+        assert_eq!(of(0, &[("wrong-kind", 9)], false).unwrap(), "9 granules wrong-kind");
+        let why = of(0, &[("already-there", 4), ("no-frame", 1), ("pinned", 3)], true);
         assert_eq!(why.unwrap(), "1 granule no-frame, 3 granules pinned");
     }
 
