@@ -26,6 +26,7 @@ run: setup
 
 test: setup
 	$(CARGO) test --workspace --release --locked
+	$(CARGO) test -p neap-memory --features loom --test loom --release --locked
 
 check:
 	$(CARGO) fmt --all -- --check

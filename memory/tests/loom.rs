@@ -284,14 +284,23 @@ fn a_range_and_a_mover_do_not_wait_for_each_other() {
     });
 }
 
-/// A granule's first page is booked once, whoever comes first.
+/// A granule that is pinned before it has a page gets one, once, and keeps its
+/// pin, whoever else pins, unpins or claims.
 #[test]
-fn a_first_touch_and_a_pin_and_a_claim() {
+fn a_pinned_granule_gets_its_first_page() {
     model(Some(2), || {
         let table = Arc::new(GranuleTable::new(1));
-        let toucher = {
+        table.try_pin(G).unwrap();
+        let server = {
             let table = Arc::clone(&table);
-            thread::spawn(move || table.touched_at_home(G))
+            thread::spawn(move || match table.claim_first(G) {
+                Some(claimed) => {
+                    assert_eq!(claimed.from, Place::Untouched);
+                    table.finish(claimed, Place::Home, true);
+                    true
+                }
+                None => false,
+            })
         };
         let mover = {
             let table = Arc::clone(&table);
@@ -305,14 +314,18 @@ fn a_first_touch_and_a_pin_and_a_claim() {
             })
         };
         table.pin(G, far()).unwrap();
-        let touched = toucher.join().unwrap();
+        assert_eq!(table.get(G).pins, 2);
+        table.unpin(G);
+        assert_eq!(table.get(G).pins, 1);
+        table.unpin(G);
+        let served = server.join().unwrap();
         let moved = mover.join().unwrap();
         let view = table.get(G);
-        assert_eq!((view.pins, view.moving), (1, false));
-        match (touched, moved) {
+        assert_eq!((view.pins, view.moving), (0, false));
+        match (served, moved) {
             (true, None) => assert_eq!(view.place, Place::Home),
-            (true, from) => assert_eq!(from, Some(Place::Home)),
-            (false, from) => assert_eq!(from, Some(Place::Untouched)),
+            (true, from) => assert_eq!((from, view.place), (Some(Place::Home), AWAY)),
+            (false, from) => assert_eq!((from, view.place), (Some(Place::Untouched), AWAY)),
         }
     });
 }

@@ -5,11 +5,13 @@
 //! test that cannot run on this machine says why and counts as ignored.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod churn;
 pub mod command;
 pub mod guest;
 pub mod refusal;
 pub mod terminal;
 
+pub use churn::{Churn, Moves};
 pub use command::{Ended, Neap};
 pub use guest::Guest;
 

@@ -7,6 +7,7 @@ mod guests {
     pub(crate) mod console;
     pub(crate) mod ends;
     pub(crate) mod memory_map;
+    pub(crate) mod moving;
     pub(crate) mod processors;
     pub(crate) mod profiles;
 }
@@ -14,7 +15,7 @@ mod guests {
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
-use guests::{acpi, console, ends, memory_map, processors, profiles};
+use guests::{acpi, console, ends, memory_map, moving, processors, profiles};
 use libtest_mimic::{Arguments, Trial};
 use neap_vmm::doctor::{GuestMode, guest_mode};
 use neap_vmm::lab;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let trials = [
         profiles::trials(),
+        moving::trials(),
         memory_map::trials(),
         acpi::trials(),
         processors::trials(),

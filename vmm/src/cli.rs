@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, doctor, hmm_tests, lab, run, setup};
+use crate::commands::{bench, ctl, doctor, hmm_tests, lab, run, setup};
 use crate::failure::{Outcome, SUCCESS, USAGE, tell};
 
 /// A virtual machine monitor for coherent device memory: memory of a GPU or
@@ -21,6 +21,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Run(run::RunArgs),
+    Ctl(ctl::CtlArgs),
     HmmTests(hmm_tests::HmmTestsArgs),
     Lab(lab::LabArgs),
     Doctor(doctor::DoctorArgs),
@@ -60,6 +61,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Outcome {
     match command {
         Command::Run(args) => run::execute(args),
+        Command::Ctl(args) => ctl::execute(args),
         Command::HmmTests(args) => hmm_tests::execute(args),
         Command::Lab(args) => lab::execute(args),
         Command::Doctor(args) => doctor::execute(args),

@@ -1,5 +1,5 @@
 //! What the main thread does while the guest runs: wait for the machine's
-//! end, for signals, and for input to the console.
+//! end, for signals, for input to the console, and for requests.
 //!
 //! poll(2) rather than epoll(7): standard input may be a file or /dev/null,
 //! which epoll refuses.
@@ -16,8 +16,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::EscapeFilter;
+use crate::control::desk::Desk;
 use crate::fd;
 use crate::lifecycle::StopReason;
+use crate::machine::Machine;
 use crate::reporter::Reporter;
 
 /// Bytes read from standard input at once; the rest waits in the pipe until
@@ -26,8 +28,9 @@ const INPUT_CHUNK: usize = 256;
 /// Bytes that a person can type ahead of the guest; more is dropped, as a
 /// terminal does (`N_TTY_BUF_SIZE` in Linux).
 const TYPED_AHEAD: usize = 4096;
-/// How soon input is offered again to a serial port that a vCPU is busy with.
-const BUSY_RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// How soon input is offered again to a serial port that a vCPU is busy with,
+/// and whether vCPUs are parked is looked at again.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// Signals that end the machine, turned into something to poll for.
 #[derive(Debug)]
@@ -143,47 +146,80 @@ impl ConsoleInput {
     }
 }
 
-/// Runs until the machine is over and says why.
+/// Runs until the machine is over and says why. Requests arrive at `desk`.
 ///
 /// # Errors
 /// poll(2) failed.
 pub fn run(
-    reporter: &Reporter,
+    machine: &mut Machine,
     signals: &Signals,
     input: &mut ConsoleInput,
+    mut desk: Option<&mut Desk>,
 ) -> io::Result<StopReason> {
     loop {
-        if let Some(reason) = reporter.reason() {
+        if let Some(reason) = machine.reporter().reason() {
             return Ok(reason.clone());
         }
-        let wants_input = input.wanted();
-        let mut fds = vec![
-            PollFd::new(&signals.wake, PollFlags::IN),
-            PollFd::from_borrowed_fd(fd::of_event(reporter.wake()), PollFlags::IN),
-            PollFd::from_borrowed_fd(fd::of_event(&input.room), PollFlags::IN),
-        ];
-        if wants_input {
-            fds.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
-        }
-        match poll(&mut fds, input.busy.then_some(&BUSY_RETRY)) {
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        drop(fds);
-        if ready[0] {
+        let ready = wait(machine.reporter(), signals, input, desk.as_deref())?;
+        if ready.signal {
             let signal = signals.last.load(Ordering::SeqCst);
             return Ok(StopReason::Signal(i32::try_from(signal).unwrap_or_default()));
         }
-        if ready[2] {
+        if ready.room {
             let _ = input.room.read();
         }
-        if ready[2] || input.busy {
+        if ready.room || input.busy {
             input.push();
         }
-        if wants_input && ready[3] && input.read() {
+        if ready.input && input.read() {
             return Ok(StopReason::Console);
         }
+        if let Some(desk) = &mut desk
+            && (ready.desk || desk.is_waiting())
+        {
+            desk.serve(machine);
+        }
     }
+}
+
+/// What there is to do.
+#[derive(Default)]
+struct Ready {
+    signal: bool,
+    room: bool,
+    input: bool,
+    desk: bool,
+}
+
+fn wait(
+    reporter: &Reporter,
+    signals: &Signals,
+    input: &ConsoleInput,
+    desk: Option<&Desk>,
+) -> io::Result<Ready> {
+    let wants_input = input.wanted();
+    let mut fds = vec![
+        PollFd::new(&signals.wake, PollFlags::IN),
+        PollFd::from_borrowed_fd(fd::of_event(reporter.wake()), PollFlags::IN),
+        PollFd::from_borrowed_fd(fd::of_event(&input.room), PollFlags::IN),
+    ];
+    if wants_input {
+        fds.push(PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN));
+    }
+    if let Some(desk) = desk {
+        fds.push(PollFd::from_borrowed_fd(fd::of_event(desk.wake()), PollFlags::IN));
+    }
+    let again = input.busy || desk.is_some_and(Desk::is_waiting);
+    match poll(&mut fds, again.then_some(&LOOK_AGAIN)) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Ready::default()),
+        Err(error) => return Err(error.into()),
+    }
+    let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+    Ok(Ready {
+        signal: ready(0),
+        room: ready(2),
+        input: wants_input && ready(3),
+        desk: desk.is_some() && ready(3 + usize::from(wants_input)),
+    })
 }

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod doctor;
 pub mod event_loop;
 pub mod failure;

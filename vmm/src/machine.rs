@@ -11,6 +11,7 @@ use kvm_ioctls::VcpuFd;
 use neap_devices::serial::SerialPort;
 use neap_memory::tiers::Tiers;
 
+use crate::control::desk::Owner;
 use crate::kvm::exit::NAMES;
 use crate::kvm::gate::Wanted;
 use crate::kvm::vcpu::{self, Shared};
@@ -20,7 +21,7 @@ use crate::reporter::Reporter;
 
 /// How long vCPUs get to leave the guest. A kick takes microseconds; this is
 /// for a host that swaps, or a device that waits for a full pipe.
-const PARK_LIMIT: Duration = Duration::from_secs(10);
+pub const PARK_LIMIT: Duration = Duration::from_secs(10);
 /// The same at the end, where nobody needs the guest any more.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -72,8 +73,18 @@ impl Machine {
     /// # Errors
     /// One did not come; the machine is still on its way to being paused.
     pub fn pause(&mut self) -> Result<(), NotParked> {
-        self.advance(Event::Pause);
+        self.begin_pause();
         if self.shared.gate.wait_parked(PARK_LIMIT) { Ok(()) } else { Err(NotParked) }
+    }
+
+    /// Has every vCPU park outside the guest; does not wait for them.
+    pub fn begin_pause(&mut self) {
+        self.advance(Event::Pause);
+    }
+
+    /// Whether every vCPU is parked outside the guest.
+    pub fn is_parked(&self) -> bool {
+        self.shared.gate.wait_parked(Duration::ZERO)
     }
 
     /// Lets the vCPUs go on.
@@ -135,6 +146,32 @@ impl Machine {
     /// Exits so far, of each vCPU in order, named as in [`NAMES`].
     pub fn exits(&self) -> Vec<[u64; NAMES.len()]> {
         self.shared.counters.iter().map(|counters| counters.read()).collect()
+    }
+}
+
+impl Owner for Machine {
+    fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    fn begin_pause(&mut self) {
+        Self::begin_pause(self);
+    }
+
+    fn is_parked(&self) -> bool {
+        Self::is_parked(self)
+    }
+
+    fn resume(&mut self) {
+        Self::resume(self);
+    }
+
+    fn vcpus(&self) -> usize {
+        self.shared.counters.len()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory().slots().iter().map(|slot| slot.range.size()).sum()
     }
 }
 

@@ -175,10 +175,10 @@ pub(crate) struct Slots {
 impl Slots {
     /// `count` slots of private anonymous memory, none of which takes memory
     /// yet.
-    pub(crate) fn anonymous(count: u32, size: GranuleSize) -> Result<Self, Errno> {
+    pub(crate) fn anonymous(count: u32, size: GranuleSize, huge: bool) -> Result<Self, Errno> {
         let slots = Self::map(count, size, Source::Anonymous)?;
         // EINVAL: this host has no transparent huge pages; small ones serve.
-        let _ = advise_huge(slots.range(), size == GranuleSize::M2);
+        let _ = advise_huge(slots.range(), huge);
         Ok(slots)
     }
 
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn slots_take_memory_when_they_are_backed() {
-        let slots = Slots::anonymous(8, GranuleSize::M2).unwrap();
+        let slots = Slots::anonymous(8, GranuleSize::M2, true).unwrap();
         assert_eq!(present(slots.range()).unwrap(), Present::default());
         assert!(!any_present(slots.range()));
         slots.back(3).unwrap();

@@ -96,6 +96,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// wakes whoever waits for it.
     fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno>;
 
+    /// The same at home, without a VMA more than there is.
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno>;
+
     /// Whether it can leave granules unmapped in a frame on this way.
     fn can(&self, step: &Step) -> bool;
 

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use super::hooks::{Hooks, Inject, Point};
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
-use crate::granule::{Granule, GranuleSize};
+use crate::granule::Granule;
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::space::Space;
@@ -49,6 +49,8 @@ pub(crate) struct MoveEngine {
     home: Slots,
     /// A row for each pool.
     pools: Vec<Slots>,
+    /// Whether granules are to be huge pages.
+    huge: bool,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
 }
@@ -62,11 +64,12 @@ impl MoveEngine {
         uffd: Arc<Userfaultfd>,
         space: Arc<Space>,
         frames: &[u32],
+        huge: bool,
         hooks: Arc<dyn Hooks>,
         fatal: Fatal,
     ) -> Result<Self, Errno> {
         let row = |count: u32| -> Result<Slots, Errno> {
-            let slots = Slots::anonymous(count, space.size())?;
+            let slots = Slots::anonymous(count, space.size(), huge)?;
             uffd.register(slots.range(), Modes::WriteProtect)?;
             Ok(slots)
         };
@@ -74,9 +77,9 @@ impl MoveEngine {
         let pools = frames.iter().map(|count| row(*count)).collect::<Result<_, _>>()?;
         for part in space.parts() {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
-            let _ = memory::advise_huge(range, space.size() == GranuleSize::M2);
+            let _ = memory::advise_huge(range, huge);
         }
-        Ok(Self { uffd, space, home, pools, hooks, fatal })
+        Ok(Self { uffd, space, home, pools, huge, hooks, fatal })
     }
 
     /// Where the guest sees a granule.
@@ -293,7 +296,7 @@ impl MoveEngine {
 impl Engine for MoveEngine {
     fn adopt(&self, range: HvaRange) -> Result<(), Errno> {
         memory::populate(range)?;
-        if self.space.size() == GranuleSize::M2 {
+        if self.huge {
             let small = memory::present(range).is_ok_and(|found| found.huge < range.len() as u64);
             if small {
                 // A page that stays small moves all the same, only slower.
@@ -380,6 +383,10 @@ impl Engine for MoveEngine {
                 errno
             },
         )
+    }
+
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
+        self.place_first(granule, Place::Home)
     }
 
     fn can(&self, _: &Step) -> bool {

@@ -26,14 +26,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use rustix::fs::{FallocateFlags, fallocate, fstat};
+use rustix::fs::{FallocateFlags, fallocate, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use super::hooks::{Hooks, Inject, Point};
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use crate::granule::Granule;
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
@@ -49,7 +49,12 @@ pub(crate) struct Area {
     alias: Slots,
     /// First granule, for the home of a part; 0 for a pool.
     first: u32,
+    /// Bytes of a page of the file.
+    page: usize,
 }
+
+/// `HUGETLBFS_MAGIC` in include/uapi/linux/magic.h.
+const HUGETLBFS: u32 = 0x9584_58f6;
 
 impl Area {
     /// The alias of `count` granules of `file`.
@@ -68,7 +73,9 @@ impl Area {
             false => Source::FileUnreserved(file.as_fd()),
         };
         let alias = Slots::map(count, space.size(), source)?;
-        Ok(Self { file, alias, first })
+        let huge = fstatfs(&file)?.f_type as u32 == HUGETLBFS;
+        let page = if huge { HUGE_PAGE_SIZE } else { PAGE_SIZE } as usize;
+        Ok(Self { file, alias, first, page })
     }
 }
 
@@ -311,36 +318,43 @@ impl RemapEngine {
             }
         }
         let from = self.spot(step.granule, step.from).alias();
-        let to = self.guest(step.granule);
+        self.fill_from(from, step.granule).map_err(|errno| match outcome_of(errno) {
+            Outcome::NoFrame => Outcome::NoFrame,
+            _ => Outcome::Busy,
+        })?;
+        let home = self.spot(step.granule, Place::Home);
+        home.area.alias.set_backed(home.index);
+        Ok(())
+    }
+
+    /// Fills the missing pages of a granule of guest memory from `from`, a
+    /// granule that nobody else uses, and wakes who waits for them. After an
+    /// error it can be called again: what has come is the guest's and stays.
+    fn fill_from(&self, from: Hva, granule: Granule) -> Result<(), Errno> {
+        let to = self.guest(granule);
+        let page = self.spot(granule, Place::Home).area.page;
         let mut done = 0;
         for attempt in 0.. {
             let rest = HvaRange::new(to.start().offset(done), to.len() - done);
-            // SAFETY: `to` is guest memory of this engine without pages, `from`
-            // the alias of a frame that belongs to this granule.
+            // SAFETY: `to` is guest memory of this engine and `from` as long;
+            // the kernel puts nothing over pages that are there.
             match unsafe { self.uffd.copy(from.offset(done), rest) } {
                 Ok(()) => break,
                 Err(MoveError { moved, errno: Errno::AGAIN }) if attempt < TRIES || moved > 0 => {
                     done += moved;
                     thread::yield_now();
                 }
-                // That page came at an earlier try and is the guest's since.
+                // That page came at an earlier try.
                 Err(MoveError { moved, errno: Errno::EXIST }) => {
-                    done += moved + PAGE_SIZE as usize;
+                    done += moved + page;
                     if done >= to.len() {
                         self.wake(to);
                         break;
                     }
                 }
-                Err(MoveError { errno, .. }) => {
-                    return Err(match outcome_of(errno) {
-                        Outcome::NoFrame => Outcome::NoFrame,
-                        _ => Outcome::Busy,
-                    });
-                }
+                Err(MoveError { errno, .. }) => return Err(errno),
             }
         }
-        let home = self.spot(step.granule, Place::Home);
-        home.area.alias.set_backed(home.index);
         Ok(())
     }
 }
@@ -424,6 +438,11 @@ impl Engine for RemapEngine {
         // No longer watched for missing pages: the kernel fills them.
         self.uffd.register(guest, Modes::WriteProtect)?;
         self.uffd.wake(guest)
+    }
+
+    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
+        let zeros = Slots::anonymous(1, self.space.size(), true)?;
+        self.fill_from(zeros.at(0), granule)
     }
 
     fn can(&self, step: &Step) -> bool {

@@ -11,6 +11,8 @@
 pub(crate) mod crew;
 pub mod request;
 #[cfg(not(feature = "loom"))]
+pub(crate) mod reserve;
+#[cfg(not(feature = "loom"))]
 pub mod run;
 
 pub use request::{

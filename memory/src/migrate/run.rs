@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::crew::{Crew, Group};
+use super::reserve::Reserve;
 use super::{MigrateRequest, Moved, Outcome, Progress, Report, RequestError, Target};
 use crate::GpaRange;
 use crate::granule::{Granule, GranuleSize};
@@ -17,6 +18,9 @@ use crate::tiers::core::{Core, Job, lock};
 pub const IN_FLIGHT: u64 = 32 << 20;
 /// How often somebody who waits for a long move hears of it.
 const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// Frames that a request takes from a pool at a time, at the least.
+const FRAME_RUN: usize = 16;
 
 /// Granules that are taken from the guest together. A touch waits for the
 /// whole group, so it is small: one granule of 2 MiB, and no more bytes of
@@ -140,6 +144,10 @@ pub(crate) fn run(
     let (bytes, group_len) = (core.space.size().bytes(), group_len(core.space.size()));
     let window = (IN_FLIGHT / bytes).max(1) as usize;
     let limit = request.limit.unwrap_or(u64::MAX);
+    let mut frames = match request.to {
+        Target::Home => None,
+        Target::Pool(pool) => Some(Reserve::new(pool, FRAME_RUN.max(group_len))),
+    };
     let mut group: Vec<Job> = Vec::with_capacity(group_len);
     let mut last = None;
     let mut claimed = 0u64;
@@ -154,7 +162,7 @@ pub(crate) fn run(
             run.done += 1;
             continue;
         }
-        match core.claim(granule, request, last) {
+        match core.claim(granule, request, &mut frames, last) {
             Ok(job) => {
                 last = Some(job.end());
                 claimed += 1;
@@ -166,6 +174,11 @@ pub(crate) fn run(
             }
             Err(outcome) => run.note(granule, outcome),
         }
+    }
+    if let (Target::Pool(pool), Some(frames)) = (request.to, &mut frames)
+        && let Some(mut pool) = core.pool(pool)
+    {
+        frames.release(&mut pool);
     }
     run.submit(crew, group);
     run.wait(0, progress);

@@ -142,11 +142,11 @@ impl Bitmap {
         let mut found = 0;
         while found < limit {
             let Some(bit) = from.checked_add(found) else { break };
-            let here = (self.word(bit / WORD) >> (bit % WORD)).trailing_zeros();
-            // The shift filled with zeroes from above.
-            let here = here.min(WORD - bit % WORD);
+            let shift = bit % WORD;
+            // The shift fills with zeroes from above, which are not counted.
+            let here = (!self.word(bit / WORD) >> shift).trailing_ones();
             found += here;
-            if (bit + here) % WORD != 0 || here == 0 {
+            if here < WORD - shift {
                 break;
             }
         }
@@ -172,3 +172,6 @@ const fn mask(bit: u32) -> u64 {
 const fn ones(from: u32, to: u32) -> u64 {
     if from >= to { 0 } else { (u64::MAX >> (WORD - (to - from))) << from }
 }
+
+#[cfg(test)]
+mod tests;

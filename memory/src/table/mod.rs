@@ -24,59 +24,22 @@
 
 mod park;
 mod runs;
+mod state;
 #[cfg(all(test, not(feature = "loom")))]
 mod tests;
 mod word;
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Instant;
-
-use thiserror::Error;
 
 use crate::granule::{Frame, Granule, PoolId};
 use crate::sync::AtomicU64;
 use crate::zeroed;
 use park::ParkingLot;
+pub use state::{ClaimError, PinError, Place, TryPinError, View};
 use word::Word;
-
-/// Where a granule's contents are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// Nowhere: nobody has touched it, and it reads as zeroes.
-    #[default]
-    Untouched,
-    /// In host memory.
-    Home,
-    /// In a device frame.
-    Device {
-        /// The frame's pool.
-        pool: PoolId,
-        /// The frame.
-        frame: Frame,
-    },
-}
-
-impl Place {
-    /// Whether it is a device frame.
-    pub fn is_device(self) -> bool {
-        matches!(self, Self::Device { .. })
-    }
-}
-
-/// A granule's state at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Where its contents are; in a move, where they come from.
-    pub place: Place,
-    /// How many pins hold it there.
-    pub pins: u16,
-    /// Whether somebody is moving it.
-    pub moving: bool,
-    /// Whether the guest reaches it without a fault: false for an untouched
-    /// granule and for one in a frame of kind `private`.
-    pub mapped: bool,
-}
 
 /// The right to move one granule, and the duty to say how that ended.
 #[derive(Debug)]
@@ -88,41 +51,14 @@ pub struct Claimed {
     pub from: Place,
     /// Whether it was mapped into the guest then.
     pub was_mapped: bool,
-    /// Only the table makes claims.
-    _made_here: (),
+    /// The word that was claimed; what an abort brings back.
+    word: Word,
 }
 
-/// Why a granule cannot be claimed now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum ClaimError {
-    /// Somebody else moves it.
-    #[error("the granule is being moved by somebody else")]
-    Moving,
-    /// It is pinned.
-    #[error("the granule is pinned")]
-    Pinned,
-}
-
-/// Why a granule was not pinned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum PinError {
-    /// It was still moving at the deadline.
-    #[error("the granule was still moving at the deadline")]
-    TimedOut,
-    /// It has 65535 pins already.
-    #[error("the granule has as many pins as can be counted")]
-    TooMany,
-}
-
-/// Why a granule was not pinned at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum TryPinError {
-    /// It is moving.
-    #[error("the granule is moving")]
-    Moving,
-    /// It has 65535 pins already.
-    #[error("the granule has as many pins as can be counted")]
-    TooMany,
+impl Claimed {
+    fn new(granule: Granule, word: Word) -> Self {
+        Self { granule, from: word.place(), was_mapped: word.is_mapped(), word }
+    }
 }
 
 /// One state word per granule.
@@ -181,7 +117,25 @@ impl GranuleTable {
                 Ok(word.moving())
             }
         })?;
-        Ok(Claimed { granule, from: word.place(), was_mapped: word.is_mapped(), _made_here: () })
+        Ok(Claimed::new(granule, word))
+    }
+
+    /// Takes an untouched granule to give it its first page. Never waits; `None`
+    /// if it was touched before or is moving.
+    ///
+    /// It may be pinned: whoever pinned it may be waiting for that very page,
+    /// and there are no contents to be lost. But a pinned granule does not go
+    /// to a frame, whose users its pins were not counted among: try
+    /// [`Self::claim`] first, and after this finish with [`Place::Home`].
+    pub fn claim_first(&self, granule: Granule) -> Option<Claimed> {
+        let claimed = self.update(granule, |word| {
+            if word.is_moving() || word.place() != Place::Untouched {
+                Err(())
+            } else {
+                Ok(word.moving())
+            }
+        });
+        claimed.ok().map(|word| Claimed::new(granule, word))
     }
 
     /// Ends a move: the granule is now at `to`. Wakes whoever waits for it.
@@ -191,21 +145,7 @@ impl GranuleTable {
 
     /// Ends a move that came to nothing: the granule is where it was.
     pub fn abort(&self, claimed: Claimed) {
-        self.settle(claimed.granule, Word::settled(claimed.from, claimed.was_mapped));
-    }
-
-    /// Says that an untouched granule now has its page in host memory. Unlike
-    /// a claim it works on a pinned granule too, for nothing moves; false if
-    /// the granule was touched before or is moving.
-    pub fn touched_at_home(&self, granule: Granule) -> bool {
-        self.update(granule, |word| {
-            if word.is_moving() || word.place() != Place::Untouched {
-                Err(())
-            } else {
-                Ok(word.at_home())
-            }
-        })
-        .is_ok()
+        self.settle(claimed.granule, Word::settled(claimed.word.place(), claimed.word.is_mapped()));
     }
 
     /// Holds the granule where it is; waits while it moves.
@@ -333,8 +273,9 @@ impl GranuleTable {
     }
 
     fn settle(&self, granule: Granule, word: Word) {
-        // A swap, because waiters may mark the word at any time.
-        let old = Word(self.word(granule).swap(word.0, AcqRel));
+        // Meanwhile waiters may have marked the word, and a granule that is
+        // given its first page keeps its pins.
+        let Ok(old) = self.update(granule, |old| Ok::<_, Infallible>(word.with_pins_of(old)));
         debug_assert!(old.is_moving(), "granule {granule} was settled twice");
         if old.is_waited() {
             self.lot.wake();

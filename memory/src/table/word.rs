@@ -26,9 +26,10 @@ const POOL_SHIFT: u32 = 8;
 const FRAME_SHIFT: u32 = 16;
 const PIN_SHIFT: u32 = 48;
 const ONE_PIN: u64 = 1 << PIN_SHIFT;
+const PINS: u64 = u64::MAX << PIN_SHIFT;
 
 /// A decoded-on-demand copy of a granule's state.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Word(pub(super) u64);
 
 impl Word {
@@ -79,9 +80,9 @@ impl Word {
         Self(self.0 | WAITED)
     }
 
-    /// At home instead, with the same pins.
-    pub(super) fn at_home(self) -> Self {
-        Self(Self::settled(Place::Home, true).0 | self.0 & (u64::from(u16::MAX) << PIN_SHIFT))
+    /// The same with the pins of `other`; it has none itself.
+    pub(super) fn with_pins_of(self, other: Self) -> Self {
+        Self(self.0 | other.0 & PINS)
     }
 
     /// One more pin, unless there are as many as the word can count.

@@ -8,11 +8,17 @@ use std::fs;
 /// VMAs that are left to everything else.
 const RESERVE: u64 = 2048;
 
+/// Refusals between two counts: counting tens of thousands of VMAs takes
+/// milliseconds, and most refusals come in a row.
+const COUNT_EVERY: u32 = 512;
+
 /// An estimate from above, put right by counting when it reaches the limit.
 #[derive(Debug)]
 pub(crate) struct VmaBudget {
     limit: u64,
     estimate: u64,
+    /// Refusals since the last count.
+    refused: u32,
 }
 
 impl VmaBudget {
@@ -21,19 +27,24 @@ impl VmaBudget {
         let max = fs::read_to_string("/proc/sys/vm/max_map_count");
         // The kernel's default, DEFAULT_MAX_MAP_COUNT.
         let max = max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530u64);
-        Self { limit: max.saturating_sub(RESERVE.min(max / 2)), estimate: count() }
+        Self { limit: max.saturating_sub(RESERVE.min(max / 2)), estimate: count(), refused: 0 }
     }
 
     /// Takes `vmas`; false if that is too many.
     pub(crate) fn take(&mut self, vmas: u64) -> bool {
-        if vmas > 0 && self.estimate + vmas > self.limit {
-            self.estimate = count();
+        let fits = |estimate: u64| vmas == 0 || estimate + vmas <= self.limit;
+        if !fits(self.estimate) {
+            if self.refused.is_multiple_of(COUNT_EVERY) {
+                self.estimate = count();
+            }
+            if !fits(self.estimate) {
+                self.refused = self.refused.wrapping_add(1);
+                return false;
+            }
         }
-        let fits = vmas == 0 || self.estimate + vmas <= self.limit;
-        if fits {
-            self.estimate += vmas;
-        }
-        fits
+        self.refused = 0;
+        self.estimate += vmas;
+        true
     }
 
     /// Most VMAs, and how many there may be now.

@@ -47,6 +47,7 @@ impl Tiers {
                     Arc::clone(&uffd),
                     Arc::clone(&space),
                     &frames,
+                    config.wants_huge_pages(),
                     Arc::clone(&config.hooks),
                     config.fatal,
                 )

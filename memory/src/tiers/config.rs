@@ -35,6 +35,9 @@ pub struct TiersConfig {
     pub copy_threads: usize,
     /// Host memory behind RAM.
     pub ram: Backing,
+    /// Whether granules of 2 MiB of anonymous memory are to be huge pages;
+    /// benches measure small ones too.
+    pub huge_pages: bool,
     /// Device regions, at the most 255.
     pub regions: Vec<RegionConfig>,
     /// Features of userfaultfd that may be used; tests mask some.
@@ -56,12 +59,19 @@ impl TiersConfig {
             policy: PolicyName::Static,
             copy_threads: 1,
             ram: Backing::Anon,
+            huge_pages: true,
             regions: Vec::new(),
             features: Features::ALL,
             doors: vec![Door::SystemCall, Door::Device],
             hooks: Arc::new(NoHooks),
             fatal,
         }
+    }
+
+    /// Whether anonymous memory is to be had in huge pages: with smaller
+    /// granules, one that moves would split them.
+    pub(crate) fn wants_huge_pages(&self) -> bool {
+        self.huge_pages && self.granule == GranuleSize::M2
     }
 
     /// The engine that this kind of memory takes.

@@ -15,6 +15,7 @@ use super::counters::Counters;
 use crate::engine::memory as raw;
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
+use crate::migrate::reserve::Reserve;
 use crate::migrate::{MigrateRequest, Outcome, Target};
 use crate::policy::Policy;
 use crate::pool::Pool;
@@ -121,12 +122,13 @@ impl Core {
     }
 
     /// Claims `granule` for what `request` wants, with a frame if it is to go
-    /// to a pool. `last` is the end of the job before, whose mapping this one
-    /// may continue.
+    /// to a pool: one of `frames`, which are of that pool. `last` is the end of
+    /// the job before, whose mapping this one may continue.
     pub(crate) fn claim(
         &self,
         granule: Granule,
         request: &MigrateRequest,
+        frames: &mut Option<Reserve>,
         last: Option<(Granule, Place)>,
     ) -> Result<Job, Outcome> {
         let mut view = self.table.get(granule);
@@ -141,23 +143,28 @@ impl Core {
                 view = self.table.get(granule);
             }
         }
-        let to = match request.to {
-            Target::Home => Place::Home,
-            Target::Pool(id) => {
-                let frame = self.pool(id).and_then(|mut pool| pool.allocate(granule));
-                Place::Device { pool: id, frame: frame.ok_or(Outcome::NoFrame)? }
+        let (pool, to) = match (request.to, frames) {
+            (Target::Pool(pool), Some(frames)) => {
+                let frame = frames.take(self, granule).ok_or(Outcome::NoFrame)?;
+                (Some((frames, frame)), Place::Device { pool, frame })
             }
+            _ => (None, Place::Home),
         };
-        let job = self.claim_for(granule, view, to).inspect_err(|_| self.put(to))?;
-        let vmas = match last {
-            Some(last) if job.follows(last) => 0,
-            _ => self.engine.vmas_per_run(),
-        };
-        if !lock(&self.budget).take(vmas) {
-            self.give_up(job);
-            return Err(Outcome::VmaBudget);
+        let claimed = self.claim_for(granule, view, to).and_then(|job| {
+            let vmas = match last {
+                Some(last) if job.follows(last) => 0,
+                _ => self.engine.vmas_per_run(),
+            };
+            if lock(&self.budget).take(vmas) {
+                return Ok(job);
+            }
+            self.table.abort(job.claimed);
+            Err(Outcome::VmaBudget)
+        });
+        if let (Err(_), Some((frames, frame))) = (&claimed, pool) {
+            frames.untake(frame);
         }
-        Ok(job)
+        claimed
     }
 
     /// What speaks against moving the granule, without touching it.
@@ -230,12 +237,6 @@ impl Core {
             drop(pool);
             (self.fatal)(&format!("the pool has lost count: {error}"));
         }
-    }
-
-    /// Ends a job that was not begun.
-    pub(crate) fn give_up(&self, job: Job) {
-        self.put(job.to);
-        self.table.abort(job.claimed);
     }
 
     /// Moves a group of claimed granules and settles each.

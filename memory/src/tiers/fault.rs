@@ -18,7 +18,7 @@ use super::death::Death;
 use crate::granule::{Granule, Kind, PoolId};
 use crate::migrate::Outcome;
 use crate::policy::{Decision, Event as Touch, Facts};
-use crate::table::{Place, View};
+use crate::table::{ClaimError, Place, View};
 use crate::uffd::Event;
 
 /// How soon a fault that could not be served is tried again.
@@ -180,14 +180,25 @@ impl Service {
             fast,
         };
         let decision = lock(&core.policy).decide(Touch::FirstTouch, &facts);
+        let room = lock(&core.budget).take(core.engine.vmas_per_run());
         let frame = match decision {
-            Decision::ToPool(pool) => core
+            Decision::ToPool(pool) if room => core
                 .pool(pool)
                 .and_then(|mut pool| pool.allocate(granule).map(|frame| (pool.id(), frame))),
-            Decision::Stay | Decision::ToHome => None,
+            Decision::ToPool(_) | Decision::Stay | Decision::ToHome => None,
         };
-        let device = frame.map(|(pool, frame)| Place::Device { pool, frame });
-        let Ok(claimed) = core.table.claim(granule) else {
+        let mut device = frame.map(|(pool, frame)| Place::Device { pool, frame });
+        let claimed = match core.table.claim(granule) {
+            Ok(claimed) => Some(claimed),
+            // Whoever pinned it may be the one who waits. It can have its
+            // first page at home, where pins need no frame to be counted at.
+            Err(ClaimError::Pinned) => {
+                device.take().into_iter().for_each(|place| core.put(place));
+                core.table.claim_first(granule)
+            }
+            Err(ClaimError::Moving) => None,
+        };
+        let Some(claimed) = claimed else {
             device.into_iter().for_each(|place| core.put(place));
             return self.waiting.push(granule);
         };
@@ -197,7 +208,11 @@ impl Service {
             return core.wake(granule);
         }
         for place in device.into_iter().chain([Place::Home]) {
-            if core.engine.place_first(granule, place).is_ok() {
+            let placed = match room {
+                true => core.engine.place_first(granule, place),
+                false => core.engine.fill_first(granule),
+            };
+            if placed.is_ok() {
                 core.table.finish(claimed, place, true);
                 core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
                 return;

@@ -96,14 +96,17 @@ impl Tiers {
         let deadline = Instant::now() + patience;
         let mut pin = Pin { core: Arc::clone(&self.core), held: Vec::new() };
         for granule in granules.iter().flat_map(|(first, count)| first.0..first.0 + count) {
-            self.core.table.pin(Granule(granule), deadline)?;
-            pin.held.push(Granule(granule));
+            let granule = Granule(granule);
+            self.core.table.pin(granule, deadline)?;
             // Pinned, it stays where it is, so its frame can be counted.
-            if let Place::Device { pool, frame } = self.core.table.get(Granule(granule)).place
+            if let Place::Device { pool, frame } = self.core.table.get(granule).place
                 && let Some(mut pool) = self.core.pool(pool)
+                && let Err(error) = pool.get(frame)
             {
-                pool.get(frame).map_err(PinRangeError::Frame)?;
+                self.core.table.unpin(granule);
+                return Err(PinRangeError::Frame(error));
             }
+            pin.held.push(granule);
         }
         Ok(pin)
     }

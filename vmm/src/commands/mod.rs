@@ -2,6 +2,7 @@
 //! call into the module that does the work.
 
 pub mod bench;
+pub mod ctl;
 pub mod doctor;
 pub mod hmm_tests;
 pub mod lab;

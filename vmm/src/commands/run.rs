@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +15,10 @@ use serde_json::json;
 use crate::builder::{self, BuildError, Built};
 use crate::config::{ConfigError, VmConfig, VmOptions, file, resolve};
 use crate::console::{self, ConsoleOutput, RawTerminal};
+use crate::control::Memory;
+use crate::control::desk::Desk;
+use crate::control::server::Server;
+use crate::control::socket::ListeningSocket;
 use crate::doctor::{GuestMode, guest_mode};
 use crate::event_loop::{self, ConsoleInput, InputSource, Signals};
 use crate::failure::{Failure, Outcome, tell};
@@ -41,6 +46,7 @@ const SPEED_CHECK_AFTER: Duration = Duration::from_secs(1);
   neap run --kernel vmlinux --cpus 2 --numa node=0,cpus=0-1,memory=1G \\
            --device-memory size=1G,node=1 --numa-distance 0:1=30 \\
            --hmat 0:1,read-latency=300,write-latency=350,bandwidth=25G
+  neap run --kernel vmlinux --memory 4G --device-memory size=0,pool=2G --api-socket vm.sock
   neap run --config vm.toml")]
 pub struct RunArgs {
     #[command(flatten)]
@@ -74,13 +80,14 @@ pub fn execute(args: RunArgs) -> Outcome {
     // After everything that refuses the options: a refusal is one line and
     // leaves no file.
     let stats = config.exit_stats.as_deref().map(create_stats).transpose()?;
+    let socket = config.api_socket.as_deref().map(make_socket).transpose()?;
     for warning in &config.warnings {
         tell(format_args!("warning: {warning}"));
     }
     // Only now: until there is a terminal to restore, a signal's default action
     // is the quickest end, also of a build that fills much memory.
     let signals = Signals::install().map_err(|e| Failure::vm(format!("signal handlers: {e}")))?;
-    let (machine, reason) = run(built, &signals)?;
+    let (machine, reason) = run(built, &signals, socket)?;
     if let Some(file) = stats {
         write_stats(file, &machine).map_err(|e| Failure::vm(format!("--exit-stats: {e}")))?;
     }
@@ -111,7 +118,11 @@ fn build_failure(error: BuildError) -> Failure {
     if error.is_usage() { Failure::usage(error) } else { Failure::vm(error) }
 }
 
-fn run(built: Built, signals: &Signals) -> Result<(Machine, StopReason), Failure> {
+fn run(
+    built: Built,
+    signals: &Signals,
+    socket: Option<ListeningSocket>,
+) -> Result<(Machine, StopReason), Failure> {
     let Built { mut machine, room, linux } = built;
     console::restore_on_panic();
     let terminal =
@@ -126,11 +137,31 @@ fn run(built: Built, signals: &Signals) -> Result<(Machine, StopReason), Failure
     if linux && !lab::inside() {
         warn_if_slow(machine.reporter().clone(), terminal.is_some());
     }
-    let over = event_loop::run(machine.reporter(), signals, &mut input)
+    let (server, mut desk) = match socket.map(|socket| serve(socket, &machine)).transpose()? {
+        Some((server, desk)) => (Some(server), Some(desk)),
+        None => (None, None),
+    };
+    let over = event_loop::run(&mut machine, signals, &mut input, desk.as_mut())
         .map_err(|e| Failure::vm(format!("poll: {e}")))?;
     let reason = machine.stop(over);
+    // Requests at work end with the desk; then the last answers go out.
+    drop(desk);
+    if let Some(server) = server {
+        server.stop();
+    }
     drop(terminal);
     Ok((machine, reason))
+}
+
+fn make_socket(path: &Path) -> Result<ListeningSocket, Failure> {
+    ListeningSocket::bind(path).map_err(|e| Failure::usage(ConfigError::new("--api-socket", e)))
+}
+
+fn serve(socket: ListeningSocket, machine: &Machine) -> Result<(Server, Desk), Failure> {
+    let (server, calls) =
+        Server::start(socket).map_err(|e| Failure::vm(format!("control thread: {e}")))?;
+    let memory = machine.tiers().map(|tiers| Arc::clone(tiers) as Arc<dyn Memory>);
+    Ok((server, Desk::new(calls, memory)))
 }
 
 /// Measures beside the guest how this KVM runs guest kernel mode and says so

@@ -15,17 +15,18 @@ use super::archive::{Archive, pad};
 use super::recipes;
 
 /// A job for a guest's `/init`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Job {
     script: String,
     variables: Vec<(&'static str, String)>,
     arguments: Vec<String>,
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl Job {
     /// Runs any script of busybox's sh.
     pub fn script(script: impl Into<String>) -> Self {
-        Self { script: script.into(), variables: Vec::new(), arguments: Vec::new() }
+        Self { script: script.into(), ..Self::default() }
     }
 
     /// Runs hmm-tests with `arguments` on two windows of 256 MiB or more at
@@ -35,7 +36,7 @@ impl Job {
             windows.map_or_else(String::new, |windows| format!("{:#x}", windows[index].0))
         };
         let variables = vec![("SPM0", address(0)), ("SPM1", address(1))];
-        Self { script: recipes::HMM_JOB.to_owned(), variables, arguments }
+        Self { variables, arguments, ..Self::script(recipes::HMM_JOB) }
     }
 
     /// Makes a DAX device of each window and prints them.
@@ -46,6 +47,12 @@ impl Job {
     /// Puts each window online as a memory-only node and prints the nodes.
     pub fn node() -> Self {
         Self::script(recipes::NODE_JOB)
+    }
+
+    /// Brings a file along: `path` in the guest, from its root, executable.
+    pub fn file(mut self, path: &str, content: Vec<u8>) -> Self {
+        self.files.push((path.trim_start_matches('/').to_owned(), content));
+        self
     }
 
     /// Shell text that exports the variables and sets the arguments.
@@ -69,6 +76,13 @@ impl Job {
         archive.folder("neap")?;
         archive.file("neap/job", 0o755, self.script.as_bytes())?;
         archive.file("neap/env", 0o644, self.environment().as_bytes())?;
+        for (path, content) in &self.files {
+            // A folder that is there already stays as it is.
+            for (end, _) in path.match_indices('/') {
+                archive.folder(&path[..end])?;
+            }
+            archive.file(path, 0o755, content)?;
+        }
         archive.finish()
     }
 

@@ -43,10 +43,12 @@ const BUILD: &[(Probe, &str)] = &[
     (Probe::StaticBusybox, "busybox-static"),
 ];
 
-/// Needed to run the lab, and to check ACPI tables.
+/// Needed to run the lab, to check ACPI tables, and to check a guest's memory
+/// from inside while it moves.
 const RUN: &[(Probe, &str)] = &[
     (Probe::Program("qemu-system-x86_64"), "qemu-system-x86"),
     (Probe::Program("iasl"), "acpica-tools"),
+    (Probe::Program("memtester"), "memtester"),
 ];
 
 impl Probe {

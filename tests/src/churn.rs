@@ -1,0 +1,89 @@
+//! Somebody who keeps moving a guest's memory by its API socket, until the
+//! guest is over.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use neap_memory::GpaRange;
+use neap_vmm::control::api::{Hex, Migrate, Migrated, Range, Request, Residency, To};
+use neap_vmm::control::client::Client;
+
+/// How long a machine may take to listen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Granules that moved each way, and what the kernel said of where they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// To device frames.
+    pub out: u64,
+    /// To host RAM.
+    pub home: u64,
+    /// Granules whose place the kernel was asked for.
+    pub verified: u64,
+    /// Those that were elsewhere.
+    pub misplaced: usize,
+}
+
+/// A thread that moves.
+#[derive(Debug)]
+pub struct Churn(JoinHandle<Vec<Moves>>);
+
+impl Churn {
+    /// Moves each of `ranges` in turn to each of the pools and home again, by
+    /// the socket at `path`.
+    pub fn start(path: &Path, ranges: Vec<GpaRange>, pools: u8) -> Self {
+        let path = path.to_owned();
+        Self(std::thread::spawn(move || churn(&path, &ranges, pools)))
+    }
+
+    /// What moved of each range. The machine must be over.
+    pub fn finish(self) -> Vec<Moves> {
+        self.0.join().unwrap()
+    }
+}
+
+fn connect(path: &PathBuf) -> Client {
+    let since = Instant::now();
+    loop {
+        match Client::connect(path) {
+            Ok(client) => return client,
+            Err(error) => assert!(since.elapsed() < PATIENCE, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
+    let mut client = connect(&path.to_owned());
+    let mut moves = vec![Moves::default(); ranges.len()];
+    'moving: for round in 0u64.. {
+        let pool = To::Pool((round % u64::from(pools)) as u8);
+        for to in [pool, To::Home] {
+            for (range, moves) in ranges.iter().zip(&mut moves) {
+                let request = Request::Migrate(Migrate {
+                    ranges: vec![Range { base: Hex(range.base().0), size: range.size() }],
+                    to,
+                    select: None,
+                    from_pool: None,
+                    limit: None,
+                });
+                // An error is the end of the machine, which is what the guest
+                // says or does not say.
+                let Ok(answer) = client.ask::<Migrated>(&request) else { break 'moving };
+                match to {
+                    To::Home => moves.home += answer.moved.granules,
+                    To::Pool(_) => moves.out += answer.moved.granules,
+                }
+            }
+        }
+        if round % 8 == 1 {
+            let request = Request::Residency { verify: true, from: Hex(0) };
+            let Ok(answer) = client.ask::<Residency>(&request) else { break };
+            let verified = answer.verified.unwrap_or_default();
+            moves[0].verified += verified.checked;
+            moves[0].misplaced += verified.mismatches.len();
+        }
+    }
+    moves
+}

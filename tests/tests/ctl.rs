@@ -1,0 +1,229 @@
+//! `neap ctl` against a `neap run` of a bare payload: they need a KVM that
+//! makes machines, and no Linux guest.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use neap_tests::command::Running;
+use neap_tests::refusal::{Folder, names, refused};
+use neap_tests::{Ended, Neap};
+use neap_vmm::payload;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// For a machine to be there.
+const LIMIT: Duration = Duration::from_secs(20);
+/// RAM, all of it there, and a pool of half its size; the guest counts and never exits.
+const TIERS: &str = "--memory 64M,prefault=on --device-memory size=0,pool=32M";
+
+/// A machine that counts, behind a socket.
+struct Machine {
+    folder: Folder,
+    running: Running,
+}
+
+impl Machine {
+    fn start(options: &str) -> Self {
+        Self::start_in(Folder::new(), options)
+    }
+
+    fn start_in(folder: Folder, options: &str) -> Self {
+        folder.file("kernel", &payload::count_elf());
+        let socket = folder.path("vm.sock");
+        let running = folder.run(options).args(["--api-socket"]).args([&socket]).start();
+        let end = Instant::now() + LIMIT;
+        while UnixStream::connect(&socket).is_err() {
+            assert!(Instant::now() < end, "no socket within {LIMIT:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self { folder, running }
+    }
+
+    fn ctl(&self, arguments: &str) -> Neap {
+        ctl(&self.folder.path("vm.sock"), arguments)
+    }
+
+    /// What `ctl` prints; it must succeed.
+    #[track_caller]
+    fn tells(&self, arguments: &str) -> String {
+        let ended = self.ctl(arguments).run().expect_status(0);
+        assert_eq!(ended.stderr, "");
+        ended.stdout
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &str) -> Value {
+        serde_json::from_str(&self.tells(&format!("{arguments} --json"))).unwrap()
+    }
+
+    #[track_caller]
+    fn refuses(&self, arguments: &str, parts: &[&str]) {
+        refused(self.ctl(arguments), parts);
+    }
+
+    fn end(self, signal: Signal) -> (Folder, Ended) {
+        self.running.signal(signal);
+        (self.folder, self.running.wait())
+    }
+}
+
+fn ctl(socket: &Path, arguments: &str) -> Neap {
+    Neap::new(["ctl", "--socket"]).args([socket]).args(arguments.split_whitespace())
+}
+
+#[test]
+fn a_machine_pauses_and_goes_on() {
+    let machine = Machine::start("--memory 64M --cpus 2");
+    let status = machine.json("status");
+    assert_eq!((&status["state"], &status["vcpus"]), (&json!("running"), &json!(2)));
+    assert_eq!(status["memory-bytes"], 64 << 20);
+    machine.refuses("resume", &["resume: the machine is not paused"]);
+    for _ in 0..20 {
+        assert_eq!(machine.tells("pause"), "paused\n");
+        assert_eq!(machine.tells("resume"), "running\n");
+    }
+    assert_eq!(machine.json("pause"), json!({"state": "paused"}));
+    machine.refuses("pause", &["pause: the machine is paused already"]);
+    let status = machine.tells("status");
+    assert_eq!(status.split_whitespace().take(2).collect::<Vec<_>>(), ["state", "paused"]);
+    // A signal ends a machine that is paused.
+    let (folder, ended) = machine.end(Signal::TERM);
+    ended.expect_status(143);
+    assert_eq!(names(&folder.path(".")), ["kernel"]);
+}
+
+#[test]
+fn a_socket_is_left_by_a_kill_only_and_taken_over() {
+    let (folder, ended) = Machine::start("--memory 64M").end(Signal::KILL);
+    assert_eq!(ended.status, None);
+    assert_eq!(names(&folder.path(".")), ["kernel", "vm.sock"]);
+    let gone = ctl(&folder.path("vm.sock"), "status").run().expect_status(2);
+    assert!(gone.stderr.contains("--socket: ") && gone.stderr.contains("is gone"));
+    let machine = Machine::start_in(folder, "--memory 64M");
+    machine.tells("status");
+    // One that is in use is not.
+    refused(
+        machine.folder.run("--memory 64M --api-socket").args([machine.folder.path("vm.sock")]),
+        &["--api-socket", "vm.sock", "another process listens"],
+    );
+    machine.tells("status");
+    let (folder, ended) = machine.end(Signal::INT);
+    ended.expect_status(130);
+    assert_eq!(names(&folder.path(".")), ["kernel"]);
+    let gone = ctl(&folder.path("vm.sock"), "status").run().expect_status(2);
+    assert!(gone.stderr.contains("is the guest running?"), "{}", gone.stderr);
+}
+
+#[test]
+fn memory_moves_and_comes_home() {
+    let machine = Machine::start(TIERS);
+    let status = machine.json("status");
+    assert_eq!(status["tiers"]["regions"][0]["free"], 16);
+    let moved = machine.json("migrate --to region:0 --range 0+16M");
+    assert_eq!(moved["moved"], json!({"granules": 8, "bytes": 16 << 20}));
+    let again = machine.json("migrate --to region:0 --range 0+16M");
+    assert_eq!(again["outcomes"], json!({"already-there": 8}));
+    let residency = machine.json("residency --verify");
+    let run = &residency["runs"][0];
+    assert_eq!((&run["place"], &run["region"]), (&json!("device"), &json!(0)));
+    assert_eq!((&run["base"], &run["size"]), (&json!("0x0"), &json!(16 << 20)));
+    assert_eq!(residency["verified"]["mismatches"], json!([]));
+    assert_eq!(residency["verified"]["checked"], 8);
+    let text = machine.tells("residency --verify");
+    assert!(text.contains("region 0, frame") && text.contains("0 elsewhere"), "{text}");
+    let text = machine.tells("status");
+    assert!(text.contains("8 to devices") && text.contains("32M"), "{text}");
+    // More than the pool has: what fits moves, and the rest is told why not.
+    let ended = machine.ctl("migrate --to region:0").run().expect_status(0);
+    assert!(ended.stdout.contains("no-frame"), "{}", ended.stdout);
+    let home = machine.tells("evacuate --region 0");
+    assert!(home.starts_with("moved 16 granules, 32M in "), "{home}");
+    assert_eq!(machine.json("status")["tiers"]["regions"][0]["free"], 16);
+    machine.end(Signal::TERM).1.expect_status(143);
+}
+
+#[test]
+fn what_is_pinned_stays_and_says_so() {
+    let machine = Machine::start(TIERS);
+    let pin = machine.tells("pin --range 0+4M");
+    let ended = machine.ctl("migrate --to region:0 --range 0+4M").run().expect_status(1);
+    assert!(ended.stdout.starts_with("moved 0 granules\npinned 2 granules\n"), "{}", ended.stdout);
+    assert_eq!(ended.stderr, "neap: migrate: nothing moved: 2 granules pinned\n");
+    let some = machine.json("migrate --to region:0 --range 0+8M");
+    assert_eq!(some["outcomes"], json!({"moved": 2, "pinned": 2}));
+    assert_eq!(machine.json("residency")["runs"][0]["pins"], 1);
+    machine.tells(&format!("unpin {}", pin.trim()));
+    machine.refuses(&format!("unpin {}", pin.trim()), &["unpin: there is no pin"]);
+    machine.tells("migrate --to region:0 --range 0+4M");
+    machine.end(Signal::TERM).1.expect_status(143);
+}
+
+#[test]
+fn requests_that_make_no_sense_move_nothing() {
+    let machine = Machine::start(TIERS);
+    for (arguments, parts) in [
+        ("migrate --to region:0 --range 0+1M", ["0x0-0xfffff", "multiples of 2M"]),
+        ("migrate --to region:0 --range 64M+2M", ["0x4000000-0x41fffff", "0x0-0x3ffffff"]),
+        ("migrate --to region:0 --range 0xffffffffffe00000+4M", ["0xffffffffffe00000", "end of"]),
+        ("migrate --to region:0 --range 0+0", ["0x0+0x0", "empty"]),
+        ("migrate --to region:0 --range 0+4M --range 2M+2M", ["overlaps", "0x200000-0x3fffff"]),
+        ("migrate --to region:1", ["device region 1", "0 to 0"]),
+        ("migrate --to home --from-region 7", ["device region 7", "0 to 0"]),
+        ("evacuate --region 1", ["device region 1", "0 to 0"]),
+        ("pin --range 1M+1M", ["0x100000-0x1fffff", "whole granules"]),
+    ] {
+        let name = arguments.split(' ').next().unwrap();
+        machine.refuses(arguments, &[&[name], &parts[..]].concat());
+    }
+    assert_eq!(machine.json("status")["tiers"]["moves"]["to-device"], 0);
+    machine.end(Signal::TERM).1.expect_status(143);
+}
+
+mod bad_input {
+    use super::*;
+
+    #[test]
+    fn options_of_ctl() {
+        refused(Neap::new(["ctl", "status"]), &["--socket", "missing"]);
+        let ctl = |arguments: &str| ctl(Path::new("/nonexistent/s"), arguments);
+        refused(ctl("migrate"), &["--to"]);
+        refused(ctl("migrate --to moon"), &["--to", "moon", "region:N"]);
+        refused(ctl("migrate --to home --range 5"), &["--range", "\"5\"", "GPA+SIZE"]);
+        refused(ctl("migrate --to home --select all"), &["--select", "all", "device-public"]);
+        refused(ctl("migrate --to home --limit some"), &["--limit", "some"]);
+        refused(ctl("fly"), &["fly"]);
+        let ended = ctl("status").run().expect_status(2);
+        assert!(ended.stderr.contains("/nonexistent/s"), "{}", ended.stderr);
+    }
+
+    #[test]
+    fn sockets_that_cannot_be() {
+        let folder = Folder::new();
+        let long = "x".repeat(108);
+        refused(folder.run(&format!("--api-socket {long}")), &["--api-socket", "at most 107"]);
+        refused(folder.run("").args(["--api-socket", ""]), &["--api-socket", "none was supplied"]);
+        let file = folder.file("letter", b"keep me");
+        let options = format!("--api-socket {}", file.display());
+        refused(folder.run(&options), &["--api-socket", "letter", "is no socket"]);
+        assert_eq!(fs::read(&file).unwrap(), b"keep me");
+        refused(folder.run("--api-socket /nonexistent/s"), &["--api-socket", "No such file"]);
+        assert_eq!(names(&folder.path(".")), ["kernel", "letter"]);
+    }
+
+    #[test]
+    fn a_run_that_is_refused_leaves_no_socket_and_takes_none() {
+        let folder = Folder::new();
+        let stale = folder.path("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        for options in ["--initrd /nonexistent/i", "--exit-stats /nonexistent/x"] {
+            for socket in ["fresh", "stale"] {
+                let neap = folder.run(options).args(["--api-socket"]).args([folder.path(socket)]);
+                refused(neap, &["No such file"]);
+            }
+        }
+        assert_eq!(names(&folder.path(".")), ["kernel", "stale"]);
+    }
+}

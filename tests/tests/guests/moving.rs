@@ -1,0 +1,94 @@
+//! Guests whose memory moves between host RAM and device regions all the
+//! while, and who notice nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libtest_mimic::Trial;
+use neap_memory::addr::{GIB, MIB};
+use neap_memory::{Gpa, GpaRange};
+use neap_tests::{Churn, Ended, Guest, Moves};
+use neap_vmm::images::Job;
+
+use crate::trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("moving::hmm_passes_all_tests_of_the_kernel", hmm),
+        trial("moving::memtester_finds_no_wrong_bit", memtester),
+    ]
+}
+
+/// Windows for test_hmm.
+const WINDOWS: [Gpa; 2] = [Gpa(0x10_0000_0000), Gpa(0x10_1000_0000)];
+/// RAM of the guests.
+const RAM: u64 = GIB;
+
+fn range(base: Gpa, size: u64) -> GpaRange {
+    GpaRange::new(base, size).unwrap()
+}
+
+/// Runs `guest` with an API socket while its memory moves; returns what moved
+/// of its RAM and of each window.
+fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api");
+    let mut ranges = vec![range(Gpa(0), RAM)];
+    ranges.extend(WINDOWS.map(|window| range(window, 256 * MIB)));
+    // The first pool holds all of RAM that such a guest touches, the second
+    // is full from time to time.
+    let guest = guest
+        .options("--memory 1G --granule 2M")
+        .options(&format!("--device-memory size=256M,addr={},pool=1G", WINDOWS[0]))
+        .options(&format!("--device-memory size=256M,addr={},pool=64M", WINDOWS[1]))
+        .options(&format!("--api-socket {}", socket.display()));
+    let booted = guest.boot();
+    let churn = Churn::start(&socket, ranges, 2);
+    let ended = booted.wait();
+    let moves = churn.finish();
+    eprintln!("moved: {moves:?}");
+    assert_eq!(moves[0].misplaced, 0, "the kernel says that pages are elsewhere");
+    (ended.expect_status(0), moves)
+}
+
+fn hmm() {
+    let (ended, moves) = run_moving(Guest::with_job(Job::hmm(Some(WINDOWS), Vec::new())));
+    let totals = ended.expect_line("# Totals:");
+    assert_eq!(totals, "# Totals: pass:58 fail:0 xfail:0 xpass:0 skip:0 error:0");
+    assert_eq!(ended.expect_line("neap-guest: exit"), "neap-guest: exit 0");
+    // Everything that the guest has touched moves in each round: of RAM some
+    // hundred megabytes, of a window what test_hmm uses.
+    assert!(moves[0].out >= 500 && moves[0].home >= 500, "{moves:?}");
+    assert!(moves[1].home + moves[2].home >= 50, "{moves:?}");
+    assert!(moves[1].out + moves[2].out >= 50, "{moves:?}");
+    assert!(moves[0].verified >= 50, "{moves:?}");
+}
+
+fn memtester() {
+    let script =
+        "export MEMTESTER_TEST_MASK=0x1803f\n/bin/memtester 128M 1 && echo neap-job: all right\n";
+    let job = programs(Path::new("/usr/sbin/memtester"))
+        .into_iter()
+        .fold(Job::script(script), |job, (path, content)| job.file(&path, content));
+    let (ended, moves) = run_moving(Guest::with_job(job));
+    assert_eq!(ended.expect_line("neap-job: all right"), "neap-job: all right");
+    assert!(moves[0].out >= 500 && moves[0].home >= 500, "{moves:?}");
+}
+
+/// A program of this machine and the libraries that it needs, with their
+/// paths in the guest.
+fn programs(program: &Path) -> Vec<(String, Vec<u8>)> {
+    let ldd = Command::new("ldd").arg(program).output().unwrap();
+    assert!(ldd.status.success(), "ldd {}: {ldd:?}", program.display());
+    let text = String::from_utf8(ldd.stdout).unwrap();
+    let libraries = text
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(|path| (path.to_owned(), PathBuf::from(path)));
+    let name = program.file_name().unwrap().to_string_lossy();
+    [(format!("/bin/{name}"), program.to_owned())]
+        .into_iter()
+        .chain(libraries)
+        .map(|(path, file)| (path, std::fs::read(file).unwrap()))
+        .collect()
+}

@@ -1,0 +1,287 @@
+//! Answers of a machine, for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use neap_memory::addr::display_size;
+
+use crate::control::api::{
+    Hex, Lifecycle, Migrated, Pinned, Place, Region, Residency, Run, Status, Tiers, Unpinned,
+};
+
+/// Most runs of what did not move that are listed.
+const MAX_SKIPPED: usize = 20;
+
+pub(super) fn lifecycle(answer: &Lifecycle) -> String {
+    format!("{}\n", answer.state)
+}
+
+pub(super) fn pinned(answer: &Pinned) -> String {
+    format!("{}\n", answer.pin)
+}
+
+pub(super) fn unpinned(_: &Unpinned) -> String {
+    String::new()
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut rows = vec![
+        row(["state", &status.state.to_string()]),
+        row(["process", &format!("{} (neap {})", status.pid, status.version)]),
+        row(["vCPUs", &status.vcpus.to_string()]),
+        row(["memory", &display_size(status.memory_bytes)]),
+    ];
+    let Some(tiers) = &status.tiers else {
+        rows.push(row(["moves", "none: no memory of this machine moves"]));
+        return columns(&rows);
+    };
+    rows.extend(tiers_rows(tiers));
+    let mut text = columns(&rows);
+    if !tiers.regions.is_empty() {
+        text.push('\n');
+        text.push_str(&regions(&tiers.regions, tiers.granule_bytes));
+    }
+    text
+}
+
+fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
+    let moves = &tiers.moves;
+    let counts = |counts: &BTreeMap<String, u64>| {
+        let some: Vec<_> = counts
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
+        if some.is_empty() { "none".to_owned() } else { some.join(", ") }
+    };
+    vec![
+        row(["granule", &display_size(tiers.granule_bytes)]),
+        row(["engine", &format!("{} on backing={}", tiers.engine, tiers.ram_backing)]),
+        row(["policy", &tiers.policy]),
+        row([
+            "moves",
+            &format!(
+                "{} to devices, {} home, {} between devices; {}",
+                moves.to_device,
+                moves.to_home,
+                moves.between,
+                display_size(moves.bytes)
+            ),
+        ]),
+        row(["outcomes", &counts(&tiers.outcomes)]),
+        row(["faults", &format!("{} (by {})", counts(&tiers.faults), tiers.userfaultfd)]),
+        row(["mappings", &format!("{} of {}", tiers.vmas, tiers.vma_budget)]),
+    ]
+}
+
+fn regions(regions: &[Region], granule: u64) -> String {
+    let size = |frames: u64| display_size(frames.saturating_mul(granule));
+    let mut rows =
+        vec![row(["region", "kind", "backing", "frames", "free", "used", "retired", "window"])];
+    rows.extend(regions.iter().map(|region| {
+        row([
+            &region.region.to_string(),
+            &region.kind,
+            &region.backing,
+            &format!("{} ({})", region.frames, size(region.frames)),
+            &size(region.free),
+            &size(region.used),
+            &size(region.retired),
+            &region.window.map_or_else(|| "-".to_owned(), |w| range(w.base, w.size)),
+        ])
+    }));
+    columns(&rows)
+}
+
+pub(super) fn residency(residency: &Residency) -> String {
+    let mut rows = vec![row(["memory", "size", "place", "kind", "refs", "pins", "state"])];
+    let mut totals: BTreeMap<String, u64> = BTreeMap::new();
+    for run in &residency.runs {
+        let place = match (run.place, run.region) {
+            (Place::Device, Some(region)) => format!("region {region}"),
+            (Place::Device, None) => "device".to_owned(),
+            (Place::Home, _) => "home".to_owned(),
+        };
+        *totals.entry(place.clone()).or_default() += run.size;
+        let frame = run.frame.map(|frame| format!(", frame {frame}")).unwrap_or_default();
+        rows.push(row([
+            &range(run.base, run.size),
+            &display_size(run.size),
+            &format!("{place}{frame}"),
+            run.kind.as_deref().unwrap_or("-"),
+            &run.refcount.to_string(),
+            &run.pins.to_string(),
+            &run_state(run),
+        ]));
+    }
+    let mut text = columns(&rows);
+    let totals: Vec<_> =
+        totals.iter().map(|(place, size)| format!("{place} {}", display_size(*size))).collect();
+    let _ = writeln!(text, "\n{}", totals.join(", "));
+    if let Some(verified) = &residency.verified {
+        let _ = writeln!(
+            text,
+            "kernel: {} granules asked about, {} in huge pages, {} elsewhere; \
+             {} not asked about (never moved, or moving)",
+            verified.checked,
+            display_size(verified.huge_bytes),
+            verified.mismatches.len(),
+            verified.passed_over
+        );
+        for mismatch in &verified.mismatches {
+            let at = range(mismatch.base, mismatch.size);
+            let _ = writeln!(text, "  {at}  {}", mismatch.found);
+        }
+    }
+    text
+}
+
+fn run_state(run: &Run) -> String {
+    let states =
+        [(run.moving, "moving"), (run.untouched, "never moved"), (!run.mapped, "a touch faults")];
+    let states: Vec<_> =
+        states.into_iter().filter(|(holds, _)| *holds).map(|(_, state)| state).collect();
+    states.join(", ")
+}
+
+pub(super) fn migrated(migrated: &Migrated) -> String {
+    let moved = migrated.moved;
+    let mut text = format!("moved {}", granules(moved.granules));
+    if moved.granules > 0 {
+        let size = display_size(moved.bytes);
+        let _ = write!(text, ", {size} in {} us", migrated.elapsed_us);
+    }
+    text.push('\n');
+    for (outcome, count) in &migrated.outcomes {
+        if outcome != "moved" {
+            let _ = writeln!(text, "{outcome} {}", granules(*count));
+        }
+    }
+    let shown = migrated.skipped.iter().take(MAX_SKIPPED);
+    let rows: Vec<_> =
+        shown.map(|run| row(["", &range(run.base, run.size), &run.outcome])).collect();
+    text.push_str(&columns(&rows));
+    let more = migrated.skipped.len().saturating_sub(MAX_SKIPPED) as u64 + migrated.skipped_more;
+    if more > 0 {
+        let _ = writeln!(text, "  and {more} more");
+    }
+    text
+}
+
+/// Why not one granule is where it was asked to be, if that is so although
+/// some were asked for.
+pub(super) fn failed_whole(migrated: &Migrated) -> Option<String> {
+    let count = |name: &str| migrated.outcomes.get(name).copied().unwrap_or(0);
+    if migrated.moved.granules + count("already-there") > 0 {
+        return None;
+    }
+    let why: Vec<_> = migrated
+        .outcomes
+        .iter()
+        .filter(|(name, count)| *name != "untouched" && **count > 0)
+        .map(|(name, count)| format!("{} {name}", granules(*count)))
+        .collect();
+    (!why.is_empty()).then(|| why.join(", "))
+}
+
+fn granules(count: u64) -> String {
+    format!("{count} granule{}", if count == 1 { "" } else { "s" })
+}
+
+/// First to last byte.
+fn range(base: Hex, size: u64) -> String {
+    format!("{base}-{}", Hex(base.0.saturating_add(size.saturating_sub(1))))
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// Rows with their cells one below the other.
+fn columns(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::{Amount, Skipped};
+
+    #[test]
+    fn columns_line_up_and_end_without_spaces() {
+        let text = columns(&[row(["a", "bb", "c"]), row(["ccc", "d", ""])]);
+        assert_eq!(text, "a    bb  c\nccc  d\n");
+    }
+
+    #[test]
+    fn a_migration_fails_whole_only_if_nothing_is_where_it_should_be() {
+        let of = |moved: u64, outcomes: &[(&str, u64)]| Migrated {
+            moved: Amount { granules: moved, bytes: moved << 21 },
+            outcomes: outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            ..Migrated::default()
+        };
+        assert_eq!(failed_whole(&of(1, &[("moved", 1), ("pinned", 3)])), None);
+        assert_eq!(failed_whole(&of(0, &[("already-there", 1), ("pinned", 3)])), None);
+        assert_eq!(failed_whole(&of(0, &[("untouched", 5)])), None);
+        assert_eq!(failed_whole(&of(0, &[])), None);
+        let why = failed_whole(&of(0, &[("no-frame", 1), ("pinned", 3)]));
+        assert_eq!(why.unwrap(), "1 granule no-frame, 3 granules pinned");
+    }
+
+    #[test]
+    fn what_did_not_move_is_listed_and_bounded() {
+        let skipped = (0..30u64).map(|index| Skipped {
+            base: Hex(index << 22),
+            size: 2 << 20,
+            outcome: "pinned".to_owned(),
+        });
+        let text = migrated(&Migrated {
+            outcomes: [("pinned".to_owned(), 30)].into(),
+            skipped: skipped.collect(),
+            skipped_more: 5,
+            ..Migrated::default()
+        });
+        assert!(text.starts_with("moved 0 granules\npinned 30 granules\n"), "{text}");
+        assert!(text.contains("  0x400000-0x5fffff    pinned\n"), "{text}");
+        assert!(text.ends_with("  and 15 more\n"), "{text}");
+    }
+
+    #[test]
+    fn residency_has_a_line_for_each_run_and_the_sums() {
+        let run = |base, place, region| Run {
+            base: Hex(base),
+            size: 2 << 20,
+            place,
+            region,
+            frame: region.map(|_| 7),
+            kind: region.map(|_| "public".to_owned()),
+            untouched: false,
+            mapped: true,
+            refcount: 1,
+            pins: 0,
+            moving: false,
+        };
+        let text = residency(&Residency {
+            runs: vec![run(0, Place::Home, None), run(2 << 20, Place::Device, Some(1))],
+            next: None,
+            verified: None,
+        });
+        assert!(text.contains("0x0-0x1fffff       2M    home"), "{text}");
+        assert!(text.contains("0x200000-0x3fffff  2M    region 1, frame 7  public"), "{text}");
+        assert!(text.ends_with("\nhome 2M, region 1 2M\n"), "{text}");
+    }
+}

@@ -1,0 +1,208 @@
+//! One client: its socket, what it has sent, and what it has yet to read.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+
+use super::lines::{Lines, TooLong};
+
+/// Requests that a client may have open; more are not read until one ends.
+pub(super) const MAX_OPEN: usize = 8;
+/// Bytes waiting for a client above which progress is not told, and nothing
+/// more is read from it.
+const ENOUGH_WAITING: usize = 64 << 10;
+/// How long a client may leave what waits for it without reading a byte.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes read at once, so that no client keeps the others waiting.
+const CHUNK: usize = 16 << 10;
+
+/// A client.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: UnixStream,
+    incoming: Lines,
+    outgoing: VecDeque<Vec<u8>>,
+    /// Bytes of the first of `outgoing` that are written.
+    written: usize,
+    /// Bytes of `outgoing` that are not.
+    waiting: usize,
+    /// When something was last written, or there was nothing to write.
+    moved: Instant,
+    /// Requests without a last line.
+    open: usize,
+    gone: Arc<AtomicBool>,
+    /// Nothing more is read: the client said its last, or what it said makes
+    /// no lines.
+    ended: bool,
+}
+
+/// What a client has sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// A line, without its line break.
+    Line(Vec<u8>),
+    /// A line that is too long.
+    TooLong,
+}
+
+impl Connection {
+    /// A client that has just come.
+    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            incoming: Lines::default(),
+            outgoing: VecDeque::new(),
+            written: 0,
+            waiting: 0,
+            moved: Instant::now(),
+            open: 0,
+            gone: Arc::default(),
+            ended: false,
+        })
+    }
+
+    /// Set when the client is gone.
+    pub(super) fn gone(&self) -> &Arc<AtomicBool> {
+        &self.gone
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// What to poll for; a hang-up is always told.
+    pub(super) fn wants(&self) -> PollFlags {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, self.wants_input());
+        flags.set(PollFlags::OUT, self.waiting > 0);
+        flags
+    }
+
+    fn wants_input(&self) -> bool {
+        !self.ended && self.open < MAX_OPEN && self.waiting < ENOUGH_WAITING
+    }
+
+    /// Reads what is there, at the most a chunk, and gives every line to
+    /// `take`.
+    pub(super) fn read(&mut self, mut take: impl FnMut(&mut Self, Received)) {
+        if !self.wants_input() {
+            return;
+        }
+        let mut chunk = [0; CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => {
+                self.ended = true;
+                let rest = self.incoming.take_rest();
+                if !rest.trim_ascii().is_empty() {
+                    take(self, Received::Line(rest));
+                }
+                return;
+            }
+            Ok(length) => self.incoming.push(&chunk[..length]),
+            Err(error) if is_later(&error) => return,
+            Err(_) => {
+                self.ended = true;
+                return;
+            }
+        }
+        loop {
+            match self.incoming.next() {
+                Ok(Some(line)) if line.trim_ascii().is_empty() => {}
+                Ok(Some(line)) => take(self, Received::Line(line)),
+                Ok(None) => return,
+                Err(TooLong) => {
+                    self.ended = true;
+                    take(self, Received::TooLong);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether there may be more to read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// A request has begun.
+    pub(super) fn opened(&mut self) {
+        self.open += 1;
+    }
+
+    /// Requests that have no last line yet.
+    pub(super) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Queues a line; `last` ends a request.
+    pub(super) fn queue(&mut self, line: Vec<u8>, last: bool) {
+        if last {
+            self.open = self.open.saturating_sub(1);
+        } else if self.waiting >= ENOUGH_WAITING {
+            return;
+        }
+        self.queue_notice(line);
+    }
+
+    /// Queues a line that belongs to no request.
+    pub(super) fn queue_notice(&mut self, line: Vec<u8>) {
+        if self.waiting == 0 {
+            self.moved = Instant::now();
+        }
+        self.waiting += line.len();
+        self.outgoing.push_back(line);
+    }
+
+    /// Writes what the client takes. An error: it is gone.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        while let Some(line) = self.outgoing.front() {
+            match self.stream.write(&line[self.written..]) {
+                Ok(length) => {
+                    self.moved = Instant::now();
+                    self.waiting -= length;
+                    self.written += length;
+                    if self.written == line.len() {
+                        self.written = 0;
+                        self.outgoing.pop_front();
+                    }
+                }
+                Err(error) if is_later(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left to be said in either direction.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended && self.open == 0 && self.waiting == 0
+    }
+
+    /// Bytes that the client has yet to read.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// When patience with a client that does not read ends.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        (self.waiting > 0).then(|| self.moved + PATIENCE)
+    }
+}
+
+impl Drop for Connection {
+    /// Nobody waits for its requests any more.
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Release);
+    }
+}
+
+fn is_later(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
