@@ -76,8 +76,8 @@ pub enum BenchError {
     #[error("{0}")]
     Unable(String),
     /// The bare guest failed.
-    #[error(transparent)]
-    Guest(#[from] BareError),
+    #[error("{0}")]
+    Guest(#[source] BareError),
     /// A system call failed.
     #[error("{what}: {source}")]
     System {

@@ -57,11 +57,15 @@ impl Rows {
     }
 
     /// A table of all rows, and under it what was left out and why.
-    pub fn text(&self, subject: &str, theirs: &str) -> String {
-        let mut table = Table::new(subject, "neap", theirs);
+    pub fn text(&self, subject: &str) -> String {
+        let mut table = Table::new(subject, "neap", "other");
         for row in &self.rows {
             let theirs = row.theirs.as_ref().map(|(_, samples)| samples);
-            table.row(&row.quantity, row.unit, &row.ours, theirs, &row.figure);
+            let quantity = match &row.theirs {
+                Some((name, _)) => format!("{}; other: {name}", row.quantity),
+                None => row.quantity.clone(),
+            };
+            table.row(&quantity, row.unit, &row.ours, theirs, &row.figure);
         }
         let mut text = table.to_string();
         for LeftOut { name, why } in &self.left_out {
@@ -110,7 +114,8 @@ mod tests {
         rows.take(&["a.b".into()], Ok(vec![row])).unwrap();
         rows.take(&["a.c".into()], Err(BenchError::Unable("no pages".into()))).unwrap();
         assert!(rows.take(&[], Err(BenchError::NoRuns(0))).is_err());
-        let text = rows.text("moving", "floor");
+        let text = rows.text("moving");
+        assert!(text.contains("\nspeed; other: floor"), "{text}");
         assert!(text.contains("at least 0.90: NOT REACHED"), "{text}");
         assert!(text.ends_with("LEFT OUT: a.c: no pages\n"), "{text}");
         assert_eq!(rows.figures().len(), 1);

@@ -130,8 +130,7 @@ fn bench_moving(subject: moving::Subject, args: &MovingArgs) -> Outcome {
         left_out: rows.left_out.clone(),
     };
     print(output, &results, || {
-        let theirs = "beside";
-        format!("{}{}", heading(&results.machine, *runs), rows.text("bare guest", theirs))
+        format!("{}{}", heading(&results.machine, *runs), rows.text("memory that moves"))
     })
 }
 

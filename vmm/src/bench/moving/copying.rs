@@ -7,7 +7,7 @@ use std::time::Instant;
 use neap_memory::Backing;
 use neap_memory::backing::{self, Mapped};
 
-use super::host::SmallPages;
+use super::host::{SmallPages, check_huge};
 use super::{BenchError, Spent, Variant, Way};
 
 /// Two areas, present in memory, to copy between.
@@ -33,6 +33,11 @@ impl Copying {
             for area in [&home, &device] {
                 // EINVAL: there are no others on this host anyway.
                 let _ = area.region.advise(0, rustix::mm::Advice::LinuxNoHugepage);
+            }
+        }
+        if variant == Variant::Thp2m {
+            for area in [&home, &device] {
+                check_huge(area.region.start().as_ptr().addr(), size)?;
             }
         }
         Ok(Self { home, device, granule: variant.granule().bytes() as usize })

@@ -47,10 +47,15 @@ fn touches(variant: Variant) -> u64 {
     if variant == Variant::K4 { 512 } else { 64 }
 }
 
-/// Times of both sides in microseconds.
+/// Times of both sides in microseconds: the median of each turn, and what is
+/// said of the slowest of ours.
 struct Times {
     ours: Samples,
     parts: Samples,
+    /// 99th of 100 of all touches, and of each turn over its median.
+    tail: f64,
+    tails: Samples,
+    middle: f64,
 }
 
 /// Faults of one vCPU, and for the table those of two.
@@ -60,10 +65,10 @@ struct Times {
 pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError> {
     let one = take(variant, 1, task)?;
     let ratio = figure(Figure::ratio(&median_name(variant), &one.ours, &one.parts))?;
-    let tail = samples(vec![one.ours.quantile(0.99)])?;
-    let middle = samples(vec![one.ours.median()])?;
-    let over = figure(Figure::ratio(&tail_name(variant), &tail, &middle))?;
-    let over = Figure { samples: one.ours.count(), ..over };
+    let over = Figure {
+        value: one.tail / one.middle,
+        ..Figure::median(&tail_name(variant), "ratio", &one.tails)
+    };
     let two = take(variant, 2, task)?;
     let name = format!("{}.2_vcpus", median_name(variant));
     let ratio_2 = figure(Figure::ratio(&name, &two.ours, &two.parts))?;
@@ -79,7 +84,7 @@ pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError>
         Row {
             quantity: format!("{} fault, 99th of 100 over median", last(variant)),
             unit: "us",
-            ours: tail,
+            ours: samples(vec![one.tail])?,
             theirs: None,
             figure: over.at_most(3.0),
         },
@@ -97,7 +102,8 @@ fn take(variant: Variant, cpus: usize, task: Task<'_>) -> Result<Times, BenchErr
     let mut parts = Parts::new(variant, size, cpus, &places)?;
     let mut copying = Copying::new(variant, size)?;
     let all: Vec<u64> = (0..touches).collect();
-    let (mut our_times, mut parts_times) = (Vec::new(), Vec::new());
+    let (mut our_medians, mut parts_medians) = (Vec::new(), Vec::new());
+    let (mut tails, mut every) = (Vec::new(), Vec::new());
     // One turn more than asked for: the first warms up.
     for turn in 0..=task.turns {
         task.interrupts.check()?;
@@ -115,12 +121,25 @@ fn take(variant: Variant, cpus: usize, task: Task<'_>) -> Result<Times, BenchErr
             copying.one(*granule, Way::Back);
             since.elapsed()
         });
+        let parts = trips.iter().zip(copies).map(|(trip, copy)| micros(*trip + copy));
+        let (touched, parts): (Vec<f64>, Vec<f64>) =
+            (touched.into_iter().map(micros).collect(), parts.collect());
         if turn > 0 {
-            our_times.extend(touched.into_iter().map(micros));
-            parts_times.extend(trips.iter().zip(copies).map(|(trip, copy)| micros(*trip + copy)));
+            every.extend_from_slice(&touched);
+            let (touched, parts) = (samples(touched)?, samples(parts)?);
+            our_medians.push(touched.median());
+            parts_medians.push(parts.median());
+            tails.push(touched.quantile(0.99) / touched.median());
         }
     }
-    Ok(Times { ours: samples(our_times)?, parts: samples(parts_times)? })
+    let every = samples(every)?;
+    Ok(Times {
+        ours: samples(our_medians)?,
+        parts: samples(parts_medians)?,
+        tail: every.quantile(0.99),
+        tails: samples(tails)?,
+        middle: every.median(),
+    })
 }
 
 /// Lets the guest's vCPUs touch a word of each granule, in turn.

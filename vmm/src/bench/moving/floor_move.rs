@@ -1,11 +1,16 @@
 //! The floor for anonymous memory: a program that moves one granule at a time
-//! with `UFFDIO_MOVE` and knows nothing of pools, states or faults. Everything
-//! is watched before it starts. For each granule:
+//! with `UFFDIO_MOVE` and knows nothing of pools, states or faults. For each
+//! granule:
 //!
-//! 1. move its page from the guest to a staging place,
-//! 2. copy that to a frame,
-//! 3. move the frame's page to the guest, which wakes who waits,
-//! 4. move the staged page to where the frame was, as the next free frame.
+//! 1. watch it: the program keeps no state that would tell that it does,
+//! 2. move its page from the guest to a staging place,
+//! 3. copy that to a frame,
+//! 4. move the frame's page to the guest, which wakes who waits,
+//! 5. move the staged page to where the frame was, as the next free frame.
+//!
+//! It never ends a watch, and all of guest memory is watched as one range from
+//! the start, so the first step changes nothing and splits no mapping: it
+//! costs a call, about a sixth of the work beside the copy.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -71,6 +76,7 @@ impl FloorMove {
         let frame = range_of(&self.frames.region).start().offset(offset);
         let staging = range_of(&self.staging.region).start();
         let page = |start| HvaRange::new(start, self.granule);
+        self.uffd.register(page(home), Modes::Missing).map_err(system("UFFDIO_REGISTER"))?;
         // SAFETY: three places of anonymous memory that `self` owns and
         // watches; only vCPUs access the first, nobody the others.
         unsafe { move_page(&self.uffd, page(home), staging) }?;

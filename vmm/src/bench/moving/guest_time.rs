@@ -149,6 +149,7 @@ pub fn measure(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
         found.floor_stall.push(micros(floor.guest().counters(0).longest));
         found.stall_ratio.push((longest - micros(fault)) / copy_us);
     }
+    ours.check()?;
     found.rows()
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use neap_memory::addr::{HUGE_PAGE_SIZE, MIB, display_size};
 use rustix::thread::{
     CpuSet, disable_transparent_huge_pages, sched_getaffinity, sched_setaffinity,
+    transparent_huge_pages_are_disabled,
 };
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -68,23 +69,66 @@ pub fn check_memory(host: &Host, bytes: u64) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Small pages only for this process, until dropped.
+/// Refuses a figure of huge pages that not all were: a mapping of this process
+/// that begins at `start` and must have `bytes` in transparent huge pages
+/// (Documentation/filesystems/proc.rst, smaps).
+///
+/// # Errors
+/// How much of it is in huge pages.
+pub fn check_huge(start: usize, bytes: u64) -> Result<(), BenchError> {
+    let smaps = fs::read_to_string("/proc/self/smaps")
+        .map_err(|source| BenchError::System { what: "/proc/self/smaps", source })?;
+    let huge = huge_bytes(&smaps, start, bytes);
+    if huge < bytes {
+        return Err(BenchError::Unable(format!(
+            "the kernel put {} of {} into huge pages: free memory, or compact it with \
+             sysctl vm.compact_memory=1, and allow them in \
+             /sys/kernel/mm/transparent_hugepage/enabled",
+            display_size(huge),
+            display_size(bytes)
+        )));
+    }
+    Ok(())
+}
+
+/// Bytes in transparent huge pages of the mappings within `bytes` from `start`.
+fn huge_bytes(smaps: &str, start: usize, bytes: u64) -> u64 {
+    let end = start as u64 + bytes;
+    let (mut inside, mut kib) = (false, 0);
+    for line in smaps.lines() {
+        let from = line.split_once('-').and_then(|(from, _)| u64::from_str_radix(from, 16).ok());
+        if let Some(from) = from {
+            inside = (start as u64..end).contains(&from);
+        } else if let Some(rest) = line.strip_prefix("AnonHugePages:")
+            && inside
+        {
+            let value = rest.split_whitespace().next().and_then(|value| value.parse::<u64>().ok());
+            kib += value.unwrap_or(0);
+        }
+    }
+    kib * 1024
+}
+
+/// Small pages only for this process, until dropped. May be nested.
 #[derive(Debug)]
-pub struct SmallPages(());
+pub struct SmallPages {
+    before: bool,
+}
 
 impl SmallPages {
     /// # Errors
     /// prctl(2)'s.
     pub fn only() -> Result<Self, BenchError> {
+        let before = transparent_huge_pages_are_disabled().map_err(system("PR_GET_THP_DISABLE"))?;
         disable_transparent_huge_pages(true).map_err(system("PR_SET_THP_DISABLE"))?;
-        Ok(Self(()))
+        Ok(Self { before })
     }
 }
 
 impl Drop for SmallPages {
     fn drop(&mut self) {
         // It was accepted before.
-        let _ = disable_transparent_huge_pages(false);
+        let _ = disable_transparent_huge_pages(self.before);
     }
 }
 
@@ -245,6 +289,22 @@ mod tests {
         assert_eq!(last_level_cache(&host), Some(300 * MIB));
         assert_eq!(window_size(&host).unwrap(), 2432 * MIB);
         assert!(window_size(&Host::at("/nonexistent")).is_err());
+    }
+
+    #[test]
+    fn huge_pages_are_counted_in_mappings_that_begin_inside() {
+        let smaps = "\
+7f0000000000-7f0000400000 rw-p 00000000 00:00 0
+AnonHugePages:      2048 kB
+VmFlags: rd wr
+7f0000400000-7f0000800000 rw-p 00000000 00:00 0
+AnonHugePages:      4096 kB
+7f0000800000-7f0000a00000 rw-p 00000000 00:00 0
+AnonHugePages:      2048 kB
+";
+        assert_eq!(huge_bytes(smaps, 0x7f00_0000_0000, 8 * MIB), 6 * MIB);
+        assert_eq!(huge_bytes(smaps, 0x7f00_0040_0000, 4 * MIB), 4 * MIB);
+        assert_eq!(huge_bytes(smaps, 0x1000, MIB), 0);
     }
 
     #[test]

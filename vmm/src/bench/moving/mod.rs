@@ -36,7 +36,7 @@ use neap_memory::{Backing, Gpa, GpaRange};
 use rustix::io::Errno;
 
 use super::{BenchError, Figure, Samples};
-use crate::bare::Guest;
+use crate::bare::{BareError, Guest};
 
 /// Size of granule and kind of memory that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +216,15 @@ pub(crate) fn figure(figure: Option<Figure>) -> Result<Figure, BenchError> {
 
 pub(crate) fn system(what: &'static str) -> impl Fn(Errno) -> BenchError {
     move |errno| BenchError::System { what, source: io::Error::from(errno) }
+}
+
+impl From<BareError> for BenchError {
+    fn from(error: BareError) -> Self {
+        match error {
+            BareError::Open(_) => Self::Unable(error.to_string()),
+            other => Self::Guest(other),
+        }
+    }
 }
 
 impl From<GuestMemoryError> for BenchError {

@@ -15,7 +15,7 @@ use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig};
 use neap_memory::{Gpa, GpaRange, GuestMemory};
 
 use super::host::{Places, SmallPages};
-use super::{BASE, BenchError, Side, Spent, Variant, Way, window};
+use super::{BASE, BenchError, Side, Spent, Variant, Way, system, window};
 use crate::bare::Guest;
 use crate::failure::{VM_FAILED, tell};
 
@@ -39,6 +39,7 @@ pub struct Ours {
     tiers: Tiers,
     memory: Arc<GuestMemory>,
     clock: Arc<CopyClock>,
+    variant: Variant,
     granule: u64,
     _small: Option<SmallPages>,
 }
@@ -87,12 +88,32 @@ impl Ours {
         let guest = Guest::new(Arc::clone(&memory), cpus)?;
         places.pin(&guest)?;
         let granule = variant.granule().bytes();
-        Ok(Self { guest, tiers, memory, clock, granule, _small: small })
+        Ok(Self { guest, tiers, memory, clock, variant, granule, _small: small })
     }
 
     /// The tiers.
     pub fn tiers(&self) -> &Tiers {
         &self.tiers
+    }
+
+    /// Whether the kernel agrees where every granule is, and whether those of
+    /// 2 MiB are still in huge pages after all their moves.
+    ///
+    /// # Errors
+    /// What is not as it should be.
+    pub fn check(&self) -> Result<(), BenchError> {
+        let found = self.tiers.verify().map_err(system("the kernel's view of guest memory"))?;
+        if let Some((range, what)) = found.mismatches.first() {
+            return Err(BenchError::Unexpected(format!("{range}: {what}")));
+        }
+        if self.variant == Variant::Thp2m && found.huge < found.checked * self.granule {
+            return Err(BenchError::Unable(format!(
+                "only {} of {} granules are in huge pages",
+                found.huge / self.granule,
+                found.checked
+            )));
+        }
+        Ok(())
     }
 
     /// Moves `granules`; some may not.

@@ -82,6 +82,7 @@ pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError>
         our_work.push(beside(ours_spent));
         floor_work.push(beside(floor_spent));
     }
+    ours.check()?;
     let (our_work, floor_work) = (samples(our_work)?, samples(floor_work)?);
     let ratio = figure(Figure::ratio(&vs_floor(variant), &our_work, &floor_work))?.at_most(0.5);
     let absolute = Figure::median(&per_granule(variant), "us", &our_work).at_most(10.0);
@@ -132,6 +133,7 @@ pub fn scattered(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
         our_rates.push(rate(ours_spent));
         floor_rates.push(rate(floor_spent));
     }
+    ours.check()?;
     let (our_rates, floor_rates) = (samples(our_rates)?, samples(floor_rates)?);
     let found = figure(Figure::ratio(SCATTERED, &our_rates, &floor_rates))?.at_least(1.2);
     Ok(vec![Row {

@@ -12,6 +12,7 @@ use neap_memory::table::{GranuleTable, Place};
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig};
 use neap_memory::{Backing, GuestMemory};
 
+use super::host::check_memory;
 use super::rates::Task;
 use super::{BenchError, samples, window};
 use crate::bench::Figure;
@@ -27,8 +28,10 @@ pub fn names() -> Vec<String> {
     [BYTES, CREATE, RSS].map(str::to_owned).into()
 }
 
-/// Granules whose metadata is weighed: enough that pages do not matter.
-const WEIGHED: u32 = 1 << 22;
+/// Granules whose metadata is weighed: so many that each of its arrays is a
+/// mapping of its own, which comes and goes whole (mallopt(3), the largest
+/// `M_MMAP_THRESHOLD`), and that what else is allocated does not matter.
+const WEIGHED: u32 = 1 << 25;
 
 /// All of them.
 ///
@@ -42,7 +45,9 @@ pub fn measure(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
         create.push(ms);
         rss.push(mib);
     }
+    check_memory(task.host, 2 * 16 * u64::from(WEIGHED))?;
     for _ in 0..task.turns.min(3) {
+        task.interrupts.check()?;
         bytes.push(metadata()?);
     }
     let row = |quantity: &str, unit, values: Vec<f64>, name, target| {
@@ -91,13 +96,15 @@ fn metadata() -> Result<f64, BenchError> {
     Ok(after.saturating_sub(before) as f64 / f64::from(WEIGHED))
 }
 
-/// Bytes of this process that are in memory (proc(5), `statm`).
+/// Bytes of this process that are in memory (proc(5), `smaps_rollup`; the
+/// counters of `statm` lag behind).
 fn resident() -> Result<u64, BenchError> {
-    let text = fs::read_to_string("/proc/self/statm")
-        .map_err(|source| BenchError::System { what: "/proc/self/statm", source })?;
-    let pages: Option<u64> = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok());
-    let pages = pages.ok_or_else(|| BenchError::Unexpected(format!("statm says {text}")))?;
-    Ok(pages * 4 * KIB)
+    let text = fs::read_to_string("/proc/self/smaps_rollup")
+        .map_err(|source| BenchError::System { what: "/proc/self/smaps_rollup", source })?;
+    let rss = text.lines().find_map(|line| line.strip_prefix("Rss:"));
+    let kib: Option<u64> = rss.and_then(|rss| rss.split_whitespace().next()?.parse().ok());
+    let kib = kib.ok_or_else(|| BenchError::Unexpected(format!("smaps_rollup says {text}")))?;
+    Ok(kib * KIB)
 }
 
 fn fatal(message: &str) -> ! {

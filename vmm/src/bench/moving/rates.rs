@@ -97,6 +97,7 @@ pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError>
     let busy = both("busy", &mut ours)?;
     ours.guest().stop(STOP)?;
     check_words(&mut ours)?;
+    ours.check()?;
     Ok(vec![idle, busy])
 }
 

@@ -54,6 +54,7 @@ pub fn measure(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
             }
         }
     }
+    ours.check()?;
     let (device, home) = (samples(device)?, samples(home)?);
     let found = figure(Figure::ratio(NAME, &device, &home))?.at_most(1.02);
     Ok(vec![Row {
