@@ -59,6 +59,7 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
     let mut moves = vec![Moves::default(); ranges.len()];
     'moving: for round in 0u64.. {
         let pool = To::Pool((round % u64::from(pools)) as u8);
+        let since = Instant::now();
         for to in [pool, To::Home] {
             for (range, moves) in ranges.iter().zip(&mut moves) {
                 let request = Request::Migrate(Migrate {
@@ -77,6 +78,9 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
                 }
             }
         }
+        // Half of the time is the guest's: an emulated one has two processors
+        // for itself and for the copies, and tests of its own with deadlines.
+        std::thread::sleep(since.elapsed());
         if round % 8 == 1 {
             let request = Request::Residency { verify: true, from: Hex(0) };
             let Ok(answer) = client.ask::<Residency>(&request) else { break };

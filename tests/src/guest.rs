@@ -30,6 +30,7 @@ pub struct Guest {
     cmdline: String,
     job: Job,
     options: Vec<String>,
+    deadline: Duration,
 }
 
 /// A guest that boots or runs; the initrd lives as long.
@@ -44,7 +45,8 @@ impl Guest {
     pub fn with_job(job: Job) -> Self {
         let images = images::locate().unwrap();
         let cmdline = "console=ttyS0 panic=-1 panic_on_warn=1 quiet loglevel=1".to_owned();
-        Self { images, image: Image::Vmlinux, cmdline, job, options: Vec::new() }
+        let (image, options) = (Image::Vmlinux, Vec::new());
+        Self { images, image, cmdline, job, options, deadline: DEADLINE }
     }
 
     /// A guest that runs a shell script.
@@ -61,6 +63,12 @@ impl Guest {
     /// Options of `neap run`, as one would type them.
     pub fn options(mut self, text: &str) -> Self {
         self.options.extend(text.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// Another limit for all of it.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
         self
     }
 
@@ -81,7 +89,7 @@ impl Guest {
         let neap = Neap::new(["run", "--cmdline", &self.cmdline])
             .args([&"--kernel".into(), kernel, &"--initrd".into(), &initrd.path()])
             .args(&self.options)
-            .deadline(DEADLINE);
+            .deadline(self.deadline);
         Booted { running: neap.start(), _initrd: initrd }
     }
 

@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use super::archive::Archive;
 use super::cache::{CacheLock, key};
@@ -117,9 +116,7 @@ fn publish_archive(
 ) -> Result<PathBuf, ImageError> {
     let busybox = packages::busybox();
     let shell = fs::read(busybox).map_err(ImageError::cache("read", busybox))?;
-    let applets = applets(busybox)
-        .map_err(|source| ImageError::Spawn { program: busybox.display().to_string(), source })?;
-    let archive = pack(init, &shell, &applets, &files)
+    let archive = pack(init, &shell, &files)
         .map_err(ImageError::cache("pack", &lock.cache().artifact(name)))?;
     let name = format!("{name}-{}.cpio", key(&[&archive]));
     let target = lock.cache().artifact(&name);
@@ -129,12 +126,7 @@ fn publish_archive(
     lock.publish_bytes(&archive, &name)
 }
 
-fn pack(
-    init: &str,
-    busybox: &[u8],
-    applets: &[String],
-    files: &[(String, u32, Vec<u8>)],
-) -> io::Result<Vec<u8>> {
+fn pack(init: &str, busybox: &[u8], files: &[(String, u32, Vec<u8>)]) -> io::Result<Vec<u8>> {
     let mut archive = Archive::new();
     for folder in ["bin", "dev", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp"] {
         archive.folder(folder)?;
@@ -143,21 +135,9 @@ fn pack(
     archive.device("dev/console", 0o600, (5, 1))?;
     archive.file("init", 0o755, init.as_bytes())?;
     archive.file("bin/busybox", 0o755, busybox)?;
-    for applet in applets {
-        archive.symlink(&format!("bin/{applet}"), "busybox")?;
-    }
+    archive.symlink("bin/sh", "busybox")?;
     for (path, mode, content) in files {
         archive.file(path, *mode, content)?;
     }
     archive.finish()
-}
-
-/// The names that busybox answers to.
-fn applets(busybox: &Path) -> io::Result<Vec<String>> {
-    let output = Command::new(busybox).arg("--list").stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(format!("it ended with {}", output.status)));
-    }
-    let names = String::from_utf8_lossy(&output.stdout);
-    Ok(names.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
 }
