@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use neap_memory::addr::{MIB, PAGE_SIZE};
 use neap_memory::guest::RangeSpec;
+use neap_memory::hva::{Hva, HvaRange};
+use neap_memory::uffd::abi::Door;
+use neap_memory::uffd::{Features, Modes, Userfaultfd};
 use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 use neap_vmm::bare::{Access, BareError, Guest, Toucher, Writer};
 use vm_memory::{Bytes, GuestAddress};
@@ -163,4 +166,32 @@ fn what_is_not_guest_memory_is_refused() {
     let list = vec![Gpa(range.end().0)];
     let toucher = Toucher { words: list, writes: true, gap: Duration::ZERO };
     assert!(matches!(guest.load_toucher(0, &toucher), Err(BareError::Refused(_))));
+}
+
+/// Nobody fills the page that it waits for; a signal gets it out all the same.
+#[test]
+fn a_guest_that_waits_for_a_page_is_stopped() {
+    let range = GpaRange::new(Gpa(64 * MIB), 4 * MIB).unwrap();
+    let spec = RangeSpec { range, backing: Backing::Anon, prefault: false };
+    let memory = Arc::new(GuestMemory::new(&[spec]).unwrap());
+    let mut guest = match Guest::new(Arc::clone(&memory), 1) {
+        Err(BareError::Open(error)) => return eprintln!("skipped: {error}"),
+        other => other.unwrap(),
+    };
+    let doors = [Door::SystemCall, Door::Device];
+    let uffd = Userfaultfd::open(Features::NONE, &doors).unwrap();
+    let hva = HvaRange::new(Hva(memory.slots()[0].hva as usize), 4 * MIB as usize);
+    uffd.register(hva, Modes::Missing).unwrap();
+    guest.load_writer(0, &Writer::over(range)).unwrap();
+    guest.start().unwrap();
+    let mut events = Vec::new();
+    let deadline = std::time::Instant::now() + LIMIT;
+    while events.is_empty() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+        uffd.read(&mut events).unwrap();
+    }
+    assert_eq!(events[0].address, hva.start());
+    guest.stop(LIMIT).unwrap();
+    assert_eq!(guest.counters(0).touches, 0);
+    drop((guest, uffd));
 }

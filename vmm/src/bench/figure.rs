@@ -41,6 +41,12 @@ impl Samples {
         self.sorted[self.sorted.len() - 1]
     }
 
+    /// The value below which the share `part` (0 to 1) of the samples lies.
+    pub fn quantile(&self, part: f64) -> f64 {
+        let index = (part.clamp(0.0, 1.0) * self.sorted.len() as f64) as usize;
+        self.sorted[index.min(self.sorted.len() - 1)]
+    }
+
     /// The middle one; of an even number the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let middle = self.sorted.len() / 2;
@@ -60,6 +66,27 @@ impl Samples {
     }
 }
 
+/// On which side of its target a value is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Bound {
+    /// Not above it.
+    #[serde(rename = "at most")]
+    AtMost,
+    /// Not below it.
+    #[serde(rename = "at least")]
+    AtLeast,
+}
+
+impl Bound {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AtMost => "at most",
+            Self::AtLeast => "at least",
+        }
+    }
+}
+
 /// One named number that tools can follow over time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
@@ -75,9 +102,13 @@ pub struct Figure {
     pub min: f64,
     /// Largest value of a single sample or turn.
     pub max: f64,
-    /// What the value must not exceed, where there is such a target.
+    /// What the value must not exceed, or must reach, where there is such a
+    /// target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<f64>,
+    /// Which of the two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Bound>,
     /// Whether the value is within the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached: Option<bool>,
@@ -94,6 +125,7 @@ impl Figure {
             min: samples.min(),
             max: samples.max(),
             target: None,
+            bound: None,
             reached: None,
         }
     }
@@ -129,7 +161,16 @@ impl Figure {
     /// The figure with a target that the value must not exceed.
     pub fn at_most(mut self, target: f64) -> Self {
         self.target = Some(target);
+        self.bound = Some(Bound::AtMost);
         self.reached = Some(self.value <= target);
+        self
+    }
+
+    /// The figure with a target that the value must reach.
+    pub fn at_least(mut self, target: f64) -> Self {
+        self.target = Some(target);
+        self.bound = Some(Bound::AtLeast);
+        self.reached = Some(self.value >= target);
         self
     }
 }
@@ -147,6 +188,14 @@ mod tests {
         assert_eq!(samples(&[9.0, 1.0, 2.0]).median(), 2.0);
         assert_eq!(samples(&[9.0, 1.0, 2.0, 4.0]).median(), 3.0);
         assert_eq!(samples(&[7.0]).median(), 7.0);
+    }
+
+    #[test]
+    fn a_quantile_has_its_share_below_it() {
+        let hundred = samples(&(0..100).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(hundred.quantile(0.99), 99.0);
+        assert_eq!(hundred.quantile(0.5), 50.0);
+        assert_eq!(samples(&[7.0]).quantile(1.0), 7.0);
     }
 
     #[test]
@@ -179,11 +228,14 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_upper_limits_and_stand_in_the_json() {
+    fn targets_are_limits_and_stand_in_the_json() {
         let figure = Figure::median("a.b", "MiB", &samples(&[5.0])).at_most(5.0);
         assert_eq!(figure.reached, Some(true));
         let json = serde_json::to_value(&figure).unwrap();
         assert_eq!(json["target"], 5.0);
+        assert_eq!(json["bound"], "at most");
+        let short = Figure::median("a.b", "MiB", &samples(&[5.0])).at_least(5.1);
+        assert_eq!(short.reached, Some(false));
         let json = serde_json::to_value(Figure::median("a.b", "MiB", &samples(&[5.0]))).unwrap();
         let mut keys: Vec<_> = json.as_object().unwrap().keys().collect();
         keys.sort();

@@ -1,14 +1,16 @@
 //! `neap bench`: figures of this machine, each beside what it is compared
 //! with, taken in turn in the same run.
 //!
-//! [`figure`] and [`child`] know nothing of what is measured; each subject
-//! has a file.
+//! [`figure`], [`rows`] and [`child`] know nothing of what is measured; each
+//! subject has a file, and memory that moves a folder.
 
 pub mod boot;
 pub mod child;
 pub mod figure;
 pub mod machine;
+pub mod moving;
 pub mod plot;
+pub mod rows;
 pub mod start;
 pub mod table;
 
@@ -17,6 +19,8 @@ use serde::Serialize;
 pub use figure::{Figure, Samples};
 pub use machine::Machine;
 
+use crate::bare::BareError;
+
 /// What a bench prints with `--json`.
 #[derive(Debug, Serialize)]
 pub struct Results {
@@ -24,6 +28,18 @@ pub struct Results {
     pub machine: Machine,
     /// What was measured.
     pub figures: Vec<Figure>,
+    /// What could not be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A figure that cannot be had on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Its name.
+    pub name: String,
+    /// Why, and what would do.
+    pub why: String,
 }
 
 impl Results {
@@ -56,4 +72,21 @@ pub enum BenchError {
     /// The two sides did not do the same.
     #[error("{0}")]
     Unexpected(String),
+    /// This machine cannot do what is to be measured.
+    #[error("{0}")]
+    Unable(String),
+    /// The bare guest failed.
+    #[error("{0}")]
+    Guest(#[source] BareError),
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What for.
+        what: &'static str,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// Somebody asked for an end.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -27,9 +27,10 @@ impl Table {
         let median = |samples: &Samples| format!("{} {unit}", number(samples.median()));
         let suffix =
             if figure.unit == "ratio" { String::new() } else { format!(" {}", figure.unit) };
-        let target = match (figure.target, figure.reached) {
-            (Some(target), Some(reached)) => format!(
-                "at most {}{suffix}: {}",
+        let target = match (figure.target, figure.bound, figure.reached) {
+            (Some(target), Some(bound), Some(reached)) => format!(
+                "{} {}{suffix}: {}",
+                bound.name(),
                 number(target),
                 if reached { "reached" } else { "NOT REACHED" }
             ),

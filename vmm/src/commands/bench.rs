@@ -9,9 +9,10 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::place;
 use crate::bench::boot::{self, BootImages};
+use crate::bench::moving::subject as moving;
 use crate::bench::plot::{Panel, Series, svg};
 use crate::bench::start::{self, Sides};
-use crate::bench::{BenchError, Machine, Results};
+use crate::bench::{BenchError, LeftOut, Machine, Results};
 use crate::failure::{self, Failure, Outcome, SUCCESS, tell};
 use crate::images;
 
@@ -22,7 +23,9 @@ use crate::images;
 #[command(after_help = "Examples:
   neap bench start
   neap bench start --runs 51 --plot start.svg
-  neap bench boot --kernel bzimage --json")]
+  neap bench boot --kernel bzimage --json
+  neap bench migrate --only 2m_thp --plot migrate.svg
+  neap bench fault --json")]
 pub struct BenchArgs {
     #[command(subcommand)]
     subject: Subject,
@@ -50,6 +53,32 @@ enum Subject {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Moving memory under a bare guest: beside memcpy, beside a program of bare system calls, and
+    /// what the guest has of it
+    ///
+    /// Takes up to 8 times the last-level cache, four times over, of memory, and for hugetlb pages
+    /// sets vm.nr_hugepages while it runs. Figures that the machine cannot give are left out, with
+    /// the reason.
+    Migrate(MovingArgs),
+    /// A vCPU's touch of a granule in a `private` region until it goes on, beside a bare fault and
+    /// a copy
+    Fault(MovingArgs),
+    /// A guest's passes over memory in a device region, beside memory that never moved
+    Steady(MovingArgs),
+    /// A device region of 1T: how soon it is there, what it costs, and what a granule costs
+    Pool(MovingArgs),
+}
+
+#[derive(Args, Debug)]
+struct MovingArgs {
+    /// Turns in which both sides are measured
+    #[arg(long, value_name = "N", default_value_t = 21)]
+    runs: usize,
+    /// Only the figures with this in their names
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Args, Debug)]
@@ -78,7 +107,31 @@ pub fn execute(args: BenchArgs) -> Outcome {
     match args.subject {
         Subject::Start { runs, output } => bench_start(runs, &output),
         Subject::Boot { runs, kernel, output } => bench_boot(runs, kernel, &output),
+        Subject::Migrate(args) => bench_moving(moving::Subject::Migrate, &args),
+        Subject::Fault(args) => bench_moving(moving::Subject::Fault, &args),
+        Subject::Steady(args) => bench_moving(moving::Subject::Steady, &args),
+        Subject::Pool(args) => bench_moving(moving::Subject::Pool, &args),
     }
+}
+
+fn bench_moving(subject: moving::Subject, args: &MovingArgs) -> Outcome {
+    let MovingArgs { runs, only, output } = args;
+    let mut say = |names: &str| tell(format_args!("measuring {names}"));
+    let rows = moving::measure(subject, *runs, only.as_deref(), &mut say).map_err(failure)?;
+    for LeftOut { name, why } in &rows.left_out {
+        tell(format_args!("left out: {name}: {why}"));
+    }
+    if let Some(path) = &output.plot {
+        write_file(path, rows.plot())?;
+    }
+    let results = Results {
+        machine: Machine::this(),
+        figures: rows.figures(),
+        left_out: rows.left_out.clone(),
+    };
+    print(output, &results, || {
+        format!("{}{}", heading(&results.machine, *runs), rows.text("memory that moves"))
+    })
 }
 
 fn bench_start(runs: usize, output: &OutputArgs) -> Outcome {
@@ -104,7 +157,8 @@ fn bench_start(runs: usize, output: &OutputArgs) -> Outcome {
             ],
         )?;
     }
-    let results = Results { machine: Machine::this(), figures: start.figures.clone() };
+    let results =
+        Results { machine: Machine::this(), figures: start.figures.clone(), left_out: vec![] };
     print(output, &results, || format!("{}{}", heading(&results.machine, runs), start.table()))
 }
 
@@ -129,7 +183,8 @@ fn bench_boot(runs: usize, kernel: KernelForm, output: &OutputArgs) -> Outcome {
         ];
         write_plot(path, &[Panel { title: "boot to init (ms)", series }])?;
     }
-    let results = Results { machine: Machine::this(), figures: vec![boot.figure.clone()] };
+    let results =
+        Results { machine: Machine::this(), figures: vec![boot.figure.clone()], left_out: vec![] };
     print(output, &results, || {
         let [ours, theirs] = &boot.commands;
         format!(
@@ -143,8 +198,14 @@ fn bench_boot(runs: usize, kernel: KernelForm, output: &OutputArgs) -> Outcome {
 
 fn failure(error: BenchError) -> Failure {
     match error {
-        BenchError::NoRuns(_) | BenchError::File { .. } => Failure::usage(error),
-        BenchError::Child(_) | BenchError::Unexpected(_) => Failure::vm(error),
+        BenchError::NoRuns(_) | BenchError::File { .. } | BenchError::Unable(_) => {
+            Failure::usage(error)
+        }
+        BenchError::Child(_)
+        | BenchError::Unexpected(_)
+        | BenchError::Guest(_)
+        | BenchError::System { .. }
+        | BenchError::Interrupted => Failure::vm(error),
     }
 }
 
@@ -153,7 +214,11 @@ fn heading(machine: &Machine, runs: usize) -> String {
 }
 
 fn write_plot(path: &Path, panels: &[Panel<'_>]) -> Result<(), Failure> {
-    fs::write(path, svg(panels))
+    write_file(path, svg(panels))
+}
+
+fn write_file(path: &Path, text: String) -> Result<(), Failure> {
+    fs::write(path, text)
         .map_err(|error| Failure::usage(format_args!("--plot {}: {error}", path.display())))
 }
 
