@@ -434,15 +434,16 @@ impl Engine for RemapEngine {
                 row.back(spot.index)?;
             }
             self.map_fixed(guest, spot.file(), spot.offset(self.space.bytes()))?;
+            // As in `map_over`: it is there, watched or not.
+            let _ = self.uffd.register(guest, Modes::WriteProtect);
+        } else {
+            // The mapping stays watched for missing pages, for a watch cannot
+            // be narrowed; a page that is in the file is not missing.
+            let home = self.spot(granule, Place::Home);
+            home.area.alias.back(home.index)?;
         }
-        // No longer watched for missing pages: the kernel fills them.
-        self.uffd.register(guest, Modes::WriteProtect)?;
-        self.uffd.wake(guest)
-    }
-
-    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
-        let zeros = Slots::anonymous(1, self.space.size(), true)?;
-        self.fill_from(zeros.at(0), granule)
+        self.wake(guest);
+        Ok(())
     }
 
     fn can(&self, step: &Step) -> bool {

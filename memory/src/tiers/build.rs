@@ -76,6 +76,7 @@ impl Tiers {
             adopting: Mutex::new(()),
             counters: Counters::default(),
             over: AtomicBool::new(false),
+            first_touches: config.policy == PolicyName::FirstTouch,
             fatal: config.fatal,
         });
         let thread = |source| TiersError::Refused { what: "threads", source };

@@ -16,7 +16,6 @@ use rustix::io::Errno;
 use super::core::{Core, lock};
 use super::death::Death;
 use crate::granule::{Granule, Kind, PoolId};
-use crate::migrate::Outcome;
 use crate::policy::{Decision, Event as Touch, Facts};
 use crate::table::{ClaimError, Place, View};
 use crate::uffd::Event;
@@ -28,6 +27,7 @@ const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 pub(crate) struct FaultThread {
     wake: Arc<OwnedFd>,
     die: Arc<AtomicBool>,
+    end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -38,16 +38,17 @@ impl FaultThread {
     /// No thread or descriptor could be had.
     pub(crate) fn start(core: &Arc<Core>) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let die = Arc::new(AtomicBool::new(false));
+        let (die, end) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let service = Service {
             core: Arc::clone(core),
             wake: Arc::clone(&wake),
             die: Arc::clone(&die),
+            end: Arc::clone(&end),
             events: Vec::new(),
             waiting: Vec::new(),
         };
         let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
-        Ok(Self { wake, die, thread: Some(thread) })
+        Ok(Self { wake, die, end, thread: Some(thread) })
     }
 
     /// Makes the thread panic, to test what follows.
@@ -63,8 +64,10 @@ impl FaultThread {
 }
 
 impl Drop for FaultThread {
-    /// Ends the thread; `Core::over` has been set.
+    /// Ends the thread. Until then it serves faults, also when requests are
+    /// refused already: vCPUs may still run.
     fn drop(&mut self) {
+        self.end.store(true, Ordering::Release);
         self.poke();
         if let Some(thread) = self.thread.take() {
             // A panic has ended the process.
@@ -77,6 +80,7 @@ struct Service {
     core: Arc<Core>,
     wake: Arc<OwnedFd>,
     die: Arc<AtomicBool>,
+    end: Arc<AtomicBool>,
     events: Vec<Event>,
     /// Granules whose fault could not be served yet.
     waiting: Vec<Granule>,
@@ -85,7 +89,7 @@ struct Service {
 impl Service {
     fn serve(mut self) {
         let _death = Death::of("the fault thread", self.core.fatal);
-        while !self.core.is_over() {
+        while !self.end.load(Ordering::Acquire) {
             if let Err(errno) = self.round() {
                 (self.core.fatal)(&format!("faults of guest memory cannot be read: {errno}"));
             }
@@ -152,17 +156,8 @@ impl Service {
         if lock(&core.policy).decide(Touch::VcpuTouch, &facts) != Decision::ToHome {
             (core.fatal)("a policy leaves an unmapped granule where it is");
         }
-        match core.claim_for(granule, view, Place::Home) {
-            Ok(job) => {
-                let outcomes = core.carry_out(vec![job]);
-                if outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved) {
-                    core.counters.come_home.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    self.waiting.push(granule);
-                }
-            }
-            // A pin holds it, or it changed since it was looked at.
-            Err(_) => self.waiting.push(granule),
+        if !core.come_home(granule, view) {
+            self.waiting.push(granule);
         }
     }
 
@@ -180,14 +175,20 @@ impl Service {
             fast,
         };
         let decision = lock(&core.policy).decide(Touch::FirstTouch, &facts);
-        let room = lock(&core.budget).take(core.engine.vmas_per_run());
-        let frame = match decision {
-            Decision::ToPool(pool) if room => core
-                .pool(pool)
-                .and_then(|mut pool| pool.allocate(granule).map(|frame| (pool.id(), frame))),
-            Decision::ToPool(_) | Decision::Stay | Decision::ToHome => None,
-        };
-        let mut device = frame.map(|(pool, frame)| Place::Device { pool, frame });
+        let vmas = core.engine.vmas_per_run();
+        match decision {
+            Decision::ToPool(pool) if lock(&core.budget).take(vmas) => {
+                let frame = core.pool(pool).and_then(|mut pool| pool.allocate(granule));
+                self.place_first(granule, frame.map(|frame| Place::Device { pool, frame }));
+                lock(&self.core.budget).landed(vmas);
+            }
+            _ => self.place_first(granule, None),
+        }
+    }
+
+    /// Gives a granule its first memory: `device`, which is its own, or home.
+    fn place_first(&mut self, granule: Granule, mut device: Option<Place>) {
+        let core = &self.core;
         let claimed = match core.table.claim(granule) {
             Ok(claimed) => Some(claimed),
             // Whoever pinned it may be the one who waits. It can have its
@@ -208,11 +209,7 @@ impl Service {
             return core.wake(granule);
         }
         for place in device.into_iter().chain([Place::Home]) {
-            let placed = match room {
-                true => core.engine.place_first(granule, place),
-                false => core.engine.fill_first(granule),
-            };
-            if placed.is_ok() {
+            if core.engine.place_first(granule, place).is_ok() {
                 core.table.finish(claimed, place, true);
                 core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
                 return;

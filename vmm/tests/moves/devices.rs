@@ -48,10 +48,8 @@ fn touch_and_pin(backing: Backing, granule: GranuleSize, kind: Kind) -> Ran {
     rig.hammer(rig.ram);
     let (stop, touches, pins) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
-        let devices = [
-            scope.spawn(|| touch(&rig, &stop, &touches)),
-            scope.spawn(|| pin(&rig, &stop, &pins)),
-        ];
+        let devices =
+            [scope.spawn(|| touch(&rig, &stop, &touches)), scope.spawn(|| pin(&rig, &stop, &pins))];
         let since = Instant::now();
         let mut rounds = 0;
         let busy = || touches.load(Relaxed) >= 2 * ram / 4096 && pins.load(Relaxed) >= 50;

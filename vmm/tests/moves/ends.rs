@@ -177,8 +177,7 @@ fn read_and_die(plan: &Plan, end: impl FnOnce(&Rig)) {
     rig.guest.start().unwrap();
     rig.guest.wait_done(LIMIT).unwrap();
     rig.bring(rig.ram, POOL);
-    let reader =
-        Writer { access: Access::Check, after: 1, passes: None, ..writer.clone() };
+    let reader = Writer { access: Access::Check, after: 1, passes: None, ..writer.clone() };
     for cpu in 0..2 {
         rig.guest.load_writer(cpu, &reader).unwrap();
     }

@@ -2,6 +2,8 @@
 //! touched, while there is room, and then home. It always reads as zeros
 //! first, whatever was in its frame before.
 
+use std::time::Instant;
+
 use libtest_mimic::Trial;
 use neap_memory::Backing;
 use neap_memory::granule::GranuleSize;
@@ -32,11 +34,19 @@ fn plan(backing: Backing, granule: GranuleSize, ram: u64, pool: u64) -> Plan {
     }
 }
 
-/// Granules of RAM that are in the pool.
+/// Granules of RAM that are in the pool, once all are settled: whoever
+/// touches one goes on a little before it is entered in the books.
 fn in_pool(rig: &Rig) -> u64 {
-    let runs = rig.tiers.residency();
-    let away = runs.iter().filter(|run| is_at(run.place, POOL));
-    away.map(|run| run.range.size() / rig.granule).sum()
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let runs = rig.tiers.residency();
+        if runs.iter().all(|run| !run.moving) {
+            let away = runs.iter().filter(|run| is_at(run.place, POOL));
+            return away.map(|run| run.range.size() / rig.granule).sum();
+        }
+        assert!(Instant::now() < deadline, "{runs:?}");
+        std::thread::yield_now();
+    }
 }
 
 fn fills(backing: Backing, granule: GranuleSize) -> Ran {

@@ -45,8 +45,7 @@ impl Hooks for Omit {
 }
 
 /// Every point of a move.
-pub(crate) const POINTS: [Point; 4] =
-    [Point::Populate, Point::Freeze, Point::Copy, Point::Arrive];
+pub(crate) const POINTS: [Point; 4] = [Point::Populate, Point::Freeze, Point::Copy, Point::Arrive];
 
 /// Everything that is injected: the kernel's refusals, and steps that stop
 /// half-way.

@@ -3,6 +3,7 @@
 //! is lost.
 
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,11 +38,17 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
+/// The seed of this run, which is said once.
 fn seed() -> u64 {
-    let given = std::env::var(SEED).ok().and_then(|text| text.parse().ok());
-    given.unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        mix(now.as_nanos() as u64)
+    static ONCE: OnceLock<u64> = OnceLock::new();
+    *ONCE.get_or_init(|| {
+        let given = std::env::var(SEED).ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            mix(now.as_nanos() as u64)
+        });
+        println!("{SEED}={seed}");
+        seed
     })
 }
 
@@ -57,13 +64,8 @@ fn one_in(granule: GranuleSize) -> u64 {
 
 /// Outcomes that must be seen.
 fn expected(backing: Backing, kind: Kind) -> Vec<Outcome> {
-    let mut expected = vec![
-        Outcome::Moved,
-        Outcome::Pinned,
-        Outcome::NoFrame,
-        Outcome::CopyFailed,
-        Outcome::Busy,
-    ];
+    let mut expected =
+        vec![Outcome::Moved, Outcome::Pinned, Outcome::NoFrame, Outcome::CopyFailed, Outcome::Busy];
     // Only mapping over can take a VMA too many.
     if backing != Backing::Anon && kind == Kind::Public {
         expected.push(Outcome::VmaBudget);
@@ -75,7 +77,6 @@ fn inject(backing: Backing, granule: GranuleSize, kind: Kind) -> Ran {
     let ram = ram_for(granule);
     let _pages = HugePages::behind(backing, 2 * ram)?;
     let seed = seed();
-    println!("{SEED}={seed}");
     let chance = Arc::new(Chance::new(seed, one_in(granule), ram / granule.bytes()));
     let mut rig = Plan::new(backing, granule, ram).kind(kind).hooks(chance.clone()).build(2);
     rig.hammer(rig.ram);
@@ -189,9 +190,9 @@ fn places(tiers: &Tiers, granule: u64, first: u64, count: u64) -> Vec<Place> {
     let wanted = (first..first + count).map(|index| index * granule);
     wanted
         .map(|address| {
-            let run = runs.iter().find(|run| {
-                run.range.base().0 <= address && address < run.range.end().0
-            });
+            let run = runs
+                .iter()
+                .find(|run| run.range.base().0 <= address && address < run.range.end().0);
             let run = run.unwrap();
             assert!(run.pins > 0 && !run.moving, "{run:?}");
             at(run.place, (address - run.range.base().0) / granule)

@@ -143,10 +143,7 @@ fn the_machine_ends(backing: Backing) -> Ran {
         let mover = scope.spawn(|| rig.migrate(rig.ram, POOL));
         gate.wait_reached();
         rig.tiers.stop();
-        assert!(matches!(
-            carry_out(&rig.tiers, &request(rig.ram, POOL)),
-            Err(RequestError::Over)
-        ));
+        assert!(matches!(carry_out(&rig.tiers, &request(rig.ram, POOL)), Err(RequestError::Over)));
         gate.open();
         mover.join().unwrap()
     });

@@ -37,8 +37,10 @@ fn without_one_copy(backing: Backing, granule: GranuleSize) -> Ran {
     rig.hammer(rig.ram);
     rig.bring(rig.ram, POOL);
     rig.guest.wait_passes(2, LIMIT).unwrap();
-    // Both words of each of its pages, once.
-    assert_eq!(rig.errors(), 2 * granule.bytes() / 4096);
+    // Both words of each of its pages, once, but for one that the guest had
+    // checked before and wrote after.
+    let words = 2 * granule.bytes() / 4096;
+    assert!((words - 1..=words).contains(&rig.errors()), "{} of {words}", rig.errors());
     let wrong = &rig.guest.wrong_words(0)[0];
     assert_eq!(wrong.gpa / granule.bytes(), 3, "{wrong:x?}");
     assert_eq!(wrong.found, 0, "{wrong:x?}");

@@ -49,9 +49,9 @@ fn pools(tiers: &Tiers) -> Vec<Option<u8>> {
         Place::Device { pool, .. } => Some(pool.0),
         Place::Home | Place::Untouched => None,
     };
-    let each = runs.iter().flat_map(|run| {
-        std::iter::repeat_n(pool(run.place), (run.range.size() / SIZE) as usize)
-    });
+    let each = runs
+        .iter()
+        .flat_map(|run| std::iter::repeat_n(pool(run.place), (run.range.size() / SIZE) as usize));
     each.take(12).collect()
 }
 
@@ -62,10 +62,7 @@ fn flags() -> Ran {
         let (_memory, tiers) = three_places(Backing::Anon);
         let report = carry_out(
             &tiers,
-            &MigrateRequest {
-                select,
-                ..request(range(0, 12 * SIZE), Target::Pool(PoolId(2)))
-            },
+            &MigrateRequest { select, ..request(range(0, 12 * SIZE), Target::Pool(PoolId(2))) },
         )
         .unwrap();
         let there = |selected: bool, before: Option<u8>| if selected { Some(2) } else { before };
@@ -96,10 +93,8 @@ fn from_pool(backing: Backing) -> Ran {
         let part = range((u64::from(pool) + 1) * 4 * SIZE, 4 * SIZE);
         carry_out(&tiers, &request(part, Target::Pool(PoolId(pool)))).unwrap();
     }
-    let home = MigrateRequest {
-        from_pool: Some(PoolId(1)),
-        ..request(range(0, 12 * SIZE), Target::Home)
-    };
+    let home =
+        MigrateRequest { from_pool: Some(PoolId(1)), ..request(range(0, 12 * SIZE), Target::Home) };
     let report = carry_out(&tiers, &home).unwrap();
     assert_eq!(report.moved.granules, 4, "{report:?}");
     assert_eq!(report.count(Outcome::WrongKind), 4, "{report:?}");

@@ -67,8 +67,7 @@ fn evacuate(backing: Backing, granule: GranuleSize, kind: Kind) -> Ran {
 fn full(backing: Backing, granule: GranuleSize) -> Ran {
     let ram = ram_for(granule);
     let _pages = HugePages::behind(backing, 2 * ram)?;
-    let plan =
-        Plan { regions: vec![(ram / 4, Kind::Public)], ..Plan::new(backing, granule, ram) };
+    let plan = Plan { regions: vec![(ram / 4, Kind::Public)], ..Plan::new(backing, granule, ram) };
     let mut rig = plan.build(2);
     rig.hammer(rig.ram);
     let all = rig.granules(rig.ram);
