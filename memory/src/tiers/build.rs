@@ -74,6 +74,7 @@ impl Tiers {
             policy: Mutex::new(policy::make(config.policy)),
             budget: Mutex::new(VmaBudget::new()),
             adopting: Mutex::new(()),
+            watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,

@@ -4,6 +4,7 @@
 //! batch. It takes no lock that anybody holds while a granule moves, and never
 //! touches the guest's own mapping: its fault would wait for itself.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// The thread with what ends it.
 pub(crate) struct FaultThread {
     wake: Arc<OwnedFd>,
+    over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -39,15 +41,17 @@ impl FaultThread {
     pub(crate) fn start(core: &Arc<Core>) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let die = Arc::new(AtomicBool::new(false));
+        let over = Arc::new(AtomicBool::new(false));
         let service = Service {
             core: Arc::clone(core),
             wake: Arc::clone(&wake),
+            over: Arc::clone(&over),
             die: Arc::clone(&die),
             events: Vec::new(),
-            waiting: Vec::new(),
+            waiting: BTreeSet::new(),
         };
         let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
-        Ok(Self { wake, die, thread: Some(thread) })
+        Ok(Self { wake, over, die, thread: Some(thread) })
     }
 
     /// Makes the thread panic, to test what follows.
@@ -63,8 +67,9 @@ impl FaultThread {
 }
 
 impl Drop for FaultThread {
-    /// Ends the thread; `Core::over` has been set.
+    /// Ends the thread. Nobody touches guest memory any more.
     fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
         self.poke();
         if let Some(thread) = self.thread.take() {
             // A panic has ended the process.
@@ -76,16 +81,17 @@ impl Drop for FaultThread {
 struct Service {
     core: Arc<Core>,
     wake: Arc<OwnedFd>,
+    over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
     events: Vec<Event>,
     /// Granules whose fault could not be served yet.
-    waiting: Vec<Granule>,
+    waiting: BTreeSet<Granule>,
 }
 
 impl Service {
     fn serve(mut self) {
         let _death = Death::of("the fault thread", self.core.fatal);
-        while !self.core.is_over() {
+        while !self.over.load(Ordering::Acquire) {
             if let Err(errno) = self.round() {
                 (self.core.fatal)(&format!("faults of guest memory cannot be read: {errno}"));
             }
@@ -113,6 +119,9 @@ impl Service {
         self.core.uffd.read(&mut events)?;
         for event in events.drain(..) {
             match self.core.space.at_hva(event.address) {
+                // Its turn comes; each try that fails wakes whoever waits, who
+                // then faults again.
+                Some(granule) if self.waiting.contains(&granule) => {}
                 Some(granule) => self.resolve(granule),
                 // Nothing else is watched in a way that makes events.
                 None => (self.core.fatal)("a fault outside of guest memory"),
@@ -140,6 +149,11 @@ impl Service {
         }
     }
 
+    /// Tries again a little later.
+    fn retry(&mut self, granule: Granule) {
+        self.waiting.insert(granule);
+    }
+
     /// A granule in a frame of kind `private` was touched.
     fn come_home(&mut self, granule: Granule, view: View, pool: PoolId) {
         let core = &self.core;
@@ -158,11 +172,11 @@ impl Service {
                 if outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved) {
                     core.counters.come_home.fetch_add(1, Ordering::Relaxed);
                 } else {
-                    self.waiting.push(granule);
+                    self.retry(granule);
                 }
             }
             // A pin holds it, or it changed since it was looked at.
-            Err(_) => self.waiting.push(granule),
+            Err(_) => self.retry(granule),
         }
     }
 
@@ -200,7 +214,8 @@ impl Service {
         };
         let Some(claimed) = claimed else {
             device.into_iter().for_each(|place| core.put(place));
-            return self.waiting.push(granule);
+            self.retry(granule);
+            return;
         };
         if claimed.from != Place::Untouched {
             device.into_iter().for_each(|place| core.put(place));
@@ -220,6 +235,6 @@ impl Service {
             core.put(place);
         }
         core.table.abort(claimed);
-        self.waiting.push(granule);
+        self.retry(granule);
     }
 }

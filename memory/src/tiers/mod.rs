@@ -68,6 +68,8 @@ impl Tiers {
         if self.core.is_over() {
             return Err(RequestError::Over);
         }
+        // A panic would leave granules claimed for ever.
+        let _death = death::Death::of("a thread that moves memory", self.core.fatal);
         let granules = run::granules(&self.core, request)?;
         let _active = self.activate(&granules)?;
         Ok(run::run(&self.core, &self.crew, request, &granules, progress))
@@ -114,7 +116,7 @@ impl Tiers {
     }
 
     /// Refuses requests from now on and ends those at work after the granules
-    /// in flight.
+    /// in flight. Faults are served until the tiers are dropped.
     pub fn stop(&self) {
         self.core.over.store(true, Ordering::Release);
     }
