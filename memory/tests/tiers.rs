@@ -4,6 +4,7 @@
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ fn fatal(message: &str) -> ! {
 }
 
 struct Setup {
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     tiers: Tiers,
 }
 
@@ -33,7 +34,8 @@ fn setup(
     policy: PolicyName,
 ) -> Setup {
     let range = GpaRange::new(Gpa(0), ram).unwrap();
-    let memory = GuestMemory::new(&[RangeSpec { range, backing, prefault: false }]).unwrap();
+    let memory =
+        Arc::new(GuestMemory::new(&[RangeSpec { range, backing, prefault: false }]).unwrap());
     let mut config = TiersConfig::new(granule, fatal);
     config.ram = backing;
     config.policy = policy;

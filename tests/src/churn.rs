@@ -1,7 +1,7 @@
 //! Somebody who keeps moving a guest's memory by its API socket, until the
 //! guest is over.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ impl Churn {
     }
 }
 
-fn connect(path: &PathBuf) -> Client {
+fn connect(path: &Path) -> Client {
     let since = Instant::now();
     loop {
         match Client::connect(path) {
@@ -55,7 +55,7 @@ fn connect(path: &PathBuf) -> Client {
 }
 
 fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
-    let mut client = connect(&path.to_owned());
+    let mut client = connect(path);
     let mut moves = vec![Moves::default(); ranges.len()];
     'moving: for round in 0u64.. {
         let pool = To::Pool((round % u64::from(pools)) as u8);

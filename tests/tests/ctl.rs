@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,11 +35,7 @@ impl Machine {
         folder.file("kernel", &payload::count_elf());
         let socket = folder.path("vm.sock");
         let running = folder.run(options).args(["--api-socket"]).args([&socket]).start();
-        let end = Instant::now() + LIMIT;
-        while UnixStream::connect(&socket).is_err() {
-            assert!(Instant::now() < end, "no socket within {LIMIT:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for(&socket);
         Self { folder, running }
     }
 
@@ -70,6 +67,16 @@ impl Machine {
     }
 }
 
+/// Waits until somebody listens.
+#[track_caller]
+fn wait_for(socket: &Path) {
+    let end = Instant::now() + LIMIT;
+    while UnixStream::connect(socket).is_err() {
+        assert!(Instant::now() < end, "no socket within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn ctl(socket: &Path, arguments: &str) -> Neap {
     Neap::new(["ctl", "--socket"]).args([socket]).args(arguments.split_whitespace())
 }
@@ -93,6 +100,35 @@ fn a_machine_pauses_and_goes_on() {
     let (folder, ended) = machine.end(Signal::TERM);
     ended.expect_status(143);
     assert_eq!(names(&folder.path(".")), ["kernel"]);
+}
+
+#[test]
+fn a_pause_that_waits_for_a_vcpu_holds_up_neither_status_nor_signals() {
+    let folder = Folder::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let full = vec![b'x'; rustix::pipe::fcntl_getpipe_size(&writer).unwrap()];
+    (&writer).write_all(&full).unwrap();
+    folder.file("kernel", &payload::stay_elf());
+    let socket = folder.path("vm.sock");
+    let mut neap = folder.run("--memory 64M").args(["--api-socket"]).args([&socket]);
+    neap.command().stdout(writer);
+    let running = neap.start();
+    wait_for(&socket);
+    // The vCPU waits in its write to the console, which nobody reads.
+    let pause = ctl(&socket, "pause").start();
+    let end = Instant::now() + LIMIT;
+    while !ctl(&socket, "status").run().expect_status(0).stdout.contains("being paused") {
+        assert!(Instant::now() < end);
+    }
+    refused(ctl(&socket, "pause"), &["pause: the machine is being paused already"]);
+    refused(ctl(&socket, "resume"), &["resume: the machine is being paused: wait"]);
+    let began = Instant::now();
+    running.signal(Signal::TERM);
+    running.wait().expect_status(143);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let ended = pause.wait().expect_status(2);
+    assert_eq!(ended.stderr, "neap: pause: the machine is over\n");
+    drop(reader);
 }
 
 #[test]
@@ -154,6 +190,14 @@ fn what_is_pinned_stays_and_says_so() {
     assert_eq!(ended.stderr, "neap: migrate: nothing moved: 2 granules pinned\n");
     let some = machine.json("migrate --to region:0 --range 0+8M");
     assert_eq!(some["outcomes"], json!({"moved": 2, "pinned": 2}));
+    // In the region a pin holds too.
+    let held = machine.tells("pin --range 4M+4M");
+    let ended = machine.ctl("evacuate --region 0").run().expect_status(1);
+    assert_eq!(ended.stderr, "neap: evacuate: nothing moved: 2 granules pinned\n");
+    machine.tells(&format!("unpin {}", held.trim()));
+    let home = machine.json("evacuate --region 0");
+    assert_eq!(home["moved"]["granules"], 2);
+    machine.tells("evacuate --region 0");
     assert_eq!(machine.json("residency")["runs"][0]["pins"], 1);
     machine.tells(&format!("unpin {}", pin.trim()));
     machine.refuses(&format!("unpin {}", pin.trim()), &["unpin: there is no pin"]);

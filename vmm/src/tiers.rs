@@ -1,6 +1,7 @@
 //! The tiers of a machine, as its options ask for them, on this host.
 
 use std::env;
+use std::sync::Arc;
 
 use neap_memory::GuestMemory;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
@@ -64,7 +65,7 @@ pub fn suited_to_host(config: &VmConfig) -> VmConfig {
 ///
 /// # Errors
 /// This host cannot have them.
-pub fn build(config: &VmConfig, memory: &GuestMemory) -> Result<Option<Tiers>, TiersError> {
+pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tiers>, TiersError> {
     let Some(wanted) = &config.tiers else { return Ok(None) };
     let regions = config.regions.iter().map(|region| RegionConfig {
         window: region

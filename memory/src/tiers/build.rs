@@ -31,12 +31,13 @@ fn refused(what: &'static str) -> impl Fn(Errno) -> TiersError {
 }
 
 impl Tiers {
-    /// Tiers over `memory`, which must outlive them, as must the machine that
-    /// runs in it. What is loaded into the memory so far stays as it is.
+    /// Tiers over `memory`, which they keep. What is loaded into it so far
+    /// stays as it is. They are dropped after the machine that runs in it:
+    /// without them a vCPU would read zeros where a granule is away.
     ///
     /// # Errors
     /// A configuration that cannot be, or a host that has too little.
-    pub fn new(memory: &GuestMemory, config: TiersConfig) -> Result<Self, TiersError> {
+    pub fn new(memory: &Arc<GuestMemory>, config: TiersConfig) -> Result<Self, TiersError> {
         check(&config)?;
         let space = Arc::new(space(memory, &config)?);
         let uffd = Arc::new(open(&config)?);
@@ -83,7 +84,16 @@ impl Tiers {
         if config.policy == PolicyName::FirstTouch {
             core.watch_first_touches().map_err(refused("watching guest memory"))?;
         }
-        Ok(Self { fault, crew, core, active: Mutex::default(), next_request: 0.into(), config })
+        let memory = Arc::clone(memory);
+        Ok(Self {
+            fault,
+            crew,
+            core,
+            active: Mutex::default(),
+            next_request: 0.into(),
+            config,
+            _memory: memory,
+        })
     }
 }
 

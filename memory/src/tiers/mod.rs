@@ -27,11 +27,11 @@ pub use counters::Counts;
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
 
 use self::core::{Core, lock};
-use crate::GpaRange;
 use crate::granule::Granule;
 use crate::migrate::crew::Crew;
 use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
 use crate::table::{PinError, Place};
+use crate::{GpaRange, GuestMemory};
 
 /// The tiers of one guest. Every method may be called from any thread but
 /// those of the tiers.
@@ -44,6 +44,8 @@ pub struct Tiers {
     active: Mutex<Vec<(u64, GpaRange)>>,
     next_request: std::sync::atomic::AtomicU64,
     config: TiersConfig,
+    // Last: what is above works in it.
+    _memory: Arc<GuestMemory>,
 }
 
 impl std::fmt::Debug for Tiers {

@@ -14,6 +14,10 @@ use super::movers::{Job, Movers};
 use super::{Call, Calls, Memory, Reply, translate};
 use crate::machine::PARK_LIMIT;
 
+/// Calls that are answered before the event loop sees to signals and the rest
+/// again, however many there are.
+const AT_ONCE: usize = 64;
+
 /// What the desk needs of a machine.
 pub trait Owner {
     /// Whether the vCPUs are to run.
@@ -71,9 +75,14 @@ impl Desk {
     /// Does what there is to do.
     pub fn serve(&mut self, machine: &mut impl Owner) {
         let _ = self.wake().read();
-        while let Some(call) = self.calls.next() {
-            self.answer(call, machine);
+        for _ in 0..AT_ONCE {
+            match self.calls.next() {
+                Some(call) => self.answer(call, machine),
+                None => return self.look(machine),
+            }
         }
+        // There may be more: others get their turn first.
+        let _ = self.wake().write(1);
         self.look(machine);
     }
 
@@ -154,7 +163,7 @@ impl Desk {
                 Ok(Answer::Lifecycle(Lifecycle { state: State::Running }))
             }
             State::Pausing => wrong("the machine is being paused: wait until it is"),
-            State::Running | State::Stopped => wrong("the machine is not paused"),
+            State::Running => wrong("the machine is not paused"),
         }
     }
 

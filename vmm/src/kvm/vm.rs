@@ -1,6 +1,8 @@
 //! The virtual machine itself: interrupt chips, timer and memory slots.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip,
     kvm_pit_config, kvm_userspace_memory_region,
@@ -17,7 +19,7 @@ use crate::platform;
 pub struct Vm {
     fd: VmFd,
     // After `fd`: the machine must not outlive its memory.
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
 }
 
 impl Vm {
@@ -40,7 +42,7 @@ impl Vm {
         // exit.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(named("KVM_CREATE_PIT2"))?;
-        let vm = Self { fd, memory };
+        let vm = Self { fd, memory: Arc::new(memory) };
         vm.set_slots()?;
         Ok(vm)
     }
@@ -63,7 +65,7 @@ impl Vm {
     }
 
     /// The guest's memory.
-    pub fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

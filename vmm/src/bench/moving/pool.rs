@@ -2,6 +2,7 @@
 //! what a granule costs beside its contents.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Instant;
 
 use neap_memory::addr::{HUGE_PAGE_SIZE, KIB, MIB, TIB};
@@ -67,7 +68,8 @@ pub fn measure(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
 /// they take.
 fn region() -> Result<(f64, f64), BenchError> {
     let range = window(16 * MIB)?;
-    let memory = GuestMemory::new(&[RangeSpec { range, backing: Backing::Anon, prefault: true }])?;
+    let spec = RangeSpec { range, backing: Backing::Anon, prefault: true };
+    let memory = Arc::new(GuestMemory::new(&[spec])?);
     let mut config = TiersConfig::new(GranuleSize::M2, fatal);
     config.regions =
         vec![RegionConfig { window: None, pool: TIB, kind: Kind::Public, backing: Backing::Anon }];

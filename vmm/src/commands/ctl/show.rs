@@ -149,7 +149,7 @@ pub(super) fn migrated(migrated: &Migrated) -> String {
     let mut text = format!("moved {}", granules(moved.granules));
     if moved.granules > 0 {
         let size = display_size(moved.bytes);
-        let _ = write!(text, ", {size} in {} us", migrated.elapsed_us);
+        let _ = write!(text, ", {size} in {}", duration(migrated.elapsed_us));
     }
     text.push('\n');
     for (outcome, count) in &migrated.outcomes {
@@ -168,20 +168,33 @@ pub(super) fn migrated(migrated: &Migrated) -> String {
     text
 }
 
-/// Why not one granule is where it was asked to be, if that is so although
-/// some were asked for.
-pub(super) fn failed_whole(migrated: &Migrated) -> Option<String> {
-    let count = |name: &str| migrated.outcomes.get(name).copied().unwrap_or(0);
-    if migrated.moved.granules + count("already-there") > 0 {
+/// Why nothing moved, if something should have. In a `filtered` request what
+/// is of the wrong kind is what was left out on purpose.
+pub(super) fn failed_whole(migrated: &Migrated, filtered: bool) -> Option<String> {
+    if migrated.moved.granules > 0 {
         return None;
     }
+    let is_failure = |name: &str| match name {
+        "moved" | "already-there" | "untouched" => false,
+        "wrong-kind" => !filtered,
+        _ => true,
+    };
     let why: Vec<_> = migrated
         .outcomes
         .iter()
-        .filter(|(name, count)| *name != "untouched" && **count > 0)
+        .filter(|(name, count)| is_failure(name) && **count > 0)
         .map(|(name, count)| format!("{} {name}", granules(*count)))
         .collect();
     (!why.is_empty()).then(|| why.join(", "))
+}
+
+/// Microseconds, in the unit that fits.
+fn duration(us: u64) -> String {
+    match us {
+        0..1000 => format!("{us} us"),
+        1000..1_000_000 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        _ => format!("{}.{:02} s", us / 1_000_000, us % 1_000_000 / 10_000),
+    }
 }
 
 fn granules(count: u64) -> String {
@@ -228,18 +241,27 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_fails_whole_only_if_nothing_is_where_it_should_be() {
-        let of = |moved: u64, outcomes: &[(&str, u64)]| Migrated {
-            moved: Amount { granules: moved, bytes: moved << 21 },
-            outcomes: outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
-            ..Migrated::default()
+    fn a_migration_fails_whole_only_if_nothing_moved_and_something_should_have() {
+        let of = |moved: u64, outcomes: &[(&str, u64)], filtered| {
+            let outcomes = outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count));
+            let moved = Amount { granules: moved, bytes: moved << 21 };
+            let (outcomes, whole) = (outcomes.collect(), Migrated::default());
+            failed_whole(&Migrated { moved, outcomes, ..whole }, filtered)
         };
-        assert_eq!(failed_whole(&of(1, &[("moved", 1), ("pinned", 3)])), None);
-        assert_eq!(failed_whole(&of(0, &[("already-there", 1), ("pinned", 3)])), None);
-        assert_eq!(failed_whole(&of(0, &[("untouched", 5)])), None);
-        assert_eq!(failed_whole(&of(0, &[])), None);
-        let why = failed_whole(&of(0, &[("no-frame", 1), ("pinned", 3)]));
+        assert_eq!(of(1, &[("moved", 1), ("pinned", 3)], false), None);
+        assert_eq!(of(0, &[("already-there", 1), ("untouched", 5)], false), None);
+        assert_eq!(of(0, &[], false), None);
+        assert_eq!(of(0, &[("wrong-kind", 9)], true), None);
+        assert_eq!(of(0, &[("wrong-kind", 9)], false).unwrap(), "9 granules wrong-kind");
+        let why = of(0, &[("already-there", 4), ("no-frame", 1), ("pinned", 3)], true);
         assert_eq!(why.unwrap(), "1 granule no-frame, 3 granules pinned");
+    }
+
+    #[test]
+    fn durations_have_the_unit_that_fits() {
+        for (us, text) in [(999, "999 us"), (1_068_841, "1.06 s"), (1950, "1.9 ms"), (0, "0 us")] {
+            assert_eq!(duration(us), text);
+        }
     }
 
     #[test]

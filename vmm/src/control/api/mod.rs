@@ -1,0 +1,164 @@
+//! The words of the control socket: JSON objects, one a line.
+//!
+//! A client sends requests, each with an id of its choice:
+//!
+//! ```json
+//! {"id":7,"request":"migrate","to":"pool:0","ranges":[{"base":"0x0","size":"64M"}]}
+//! ```
+//!
+//! and gets, for each, any number of `progress` and then one `ok` or `error`:
+//!
+//! ```json
+//! {"id":7,"progress":{"done":16,"total":32,"moved":{"granules":16,"bytes":33554432}}}
+//! {"id":7,"ok":{"moved":{"granules":32,"bytes":67108864},"outcomes":{"moved":32}}}
+//! ```
+//!
+//! Addresses and sizes come in as numbers or as texts (`"0x100000000"`,
+//! `"4G"`); addresses go out as hexadecimal texts, because JSON numbers are not
+//! exact above 2^53 everywhere. A key that nobody knows is an error.
+
+mod answer;
+mod request;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use answer::{
+    Amount, Lifecycle, Migrated, Mismatch, Moves, Pinned, Place, Progress, Region, Residency, Run,
+    Skipped, State, Status, Tiers, Unpinned, Verified,
+};
+pub use request::{Hex, Migrate, Range, Request, SelectFlag, To};
+
+/// Longest line that a client may send, in bytes, with its line break.
+pub const MAX_LINE: usize = 64 << 10;
+/// Most runs in one answer to [`Request::Residency`].
+pub const MAX_RUNS: usize = 4 << 10;
+
+/// One line from the server.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Message<A> {
+    /// The request's id; `None` where it could not be read.
+    pub id: Option<u64>,
+    /// What is said.
+    #[serde(flatten)]
+    pub body: Body<A>,
+}
+
+/// What a [`Message`] says.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Body<A> {
+    /// How far it is.
+    Progress(Progress),
+    /// It is done; the last line about the request.
+    Ok(A),
+    /// It is not done; the last line about the request.
+    Error(Error),
+}
+
+/// Every kind of answer.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(untagged)]
+#[expect(missing_docs, reason = "each is documented where it is declared")]
+pub enum Answer {
+    Status(Box<Status>),
+    Residency(Residency),
+    Migrated(Migrated),
+    Lifecycle(Lifecycle),
+    Pinned(Pinned),
+    Unpinned(Unpinned),
+}
+
+/// Why a request was not carried out.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people, one line.
+    pub message: String,
+}
+
+/// Kinds of [`Error`].
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// No request at all; nothing was done.
+    Malformed,
+    /// A line longer than [`MAX_LINE`]; the connection is closed.
+    TooLong,
+    /// More clients than there may be; the connection is closed.
+    TooManyClients,
+    /// It cannot be done as it was asked; nothing was done.
+    Refused,
+    /// This machine cannot do it at all.
+    Unsupported,
+    /// It does not fit what the machine is doing, such as a pause of a machine
+    /// that is paused.
+    State,
+    /// The machine is over.
+    Over,
+    /// Neap or the kernel failed.
+    Failed,
+}
+
+impl Error {
+    /// An error of this kind.
+    pub fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string() }
+    }
+}
+
+/// Reads one line of a client, without its line break: the request's id and
+/// the request.
+///
+/// # Errors
+/// What is wrong, with the id if that could be read.
+pub fn parse(line: &[u8]) -> Result<(u64, Request), (Option<u64>, Error)> {
+    let malformed = |id, message: String| Err((id, Error::new(ErrorKind::Malformed, message)));
+    let mut object = match serde_json::from_slice(line) {
+        Ok(Value::Object(object)) => object,
+        Ok(_) => return malformed(None, "a request is a JSON object".to_owned()),
+        Err(error) => return malformed(None, format!("no JSON: {error}")),
+    };
+    let id = match object.remove("id") {
+        None => return malformed(None, "\"id\" is missing: a number of your choice".to_owned()),
+        Some(id) => match id.as_u64() {
+            Some(id) => id,
+            None => return malformed(None, format!("\"id\" is {id}, and no whole number from 0")),
+        },
+    };
+    match serde_json::from_value(Value::Object(object)) {
+        Ok(request) => Ok((id, request)),
+        Err(error) => malformed(Some(id), error.to_string().replace('`', "\"")),
+    }
+}
+
+/// One line for the server, with its line break.
+pub fn request_line(id: u64, request: &Request) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        id: u64,
+        #[serde(flatten)]
+        request: &'a Request,
+    }
+    line(&Line { id, request })
+}
+
+/// One line for a client, with its line break.
+pub fn message_line(message: &Message<Answer>) -> Vec<u8> {
+    line(message)
+}
+
+/// None of these types can fail to be written: no map with other keys than
+/// texts, and a `Vec` takes everything.
+fn line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests;

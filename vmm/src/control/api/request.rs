@@ -1,0 +1,173 @@
+//! What clients ask.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::keyvalue::lenient;
+use crate::config::units::{Address, Size};
+
+/// What a client can ask.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(tag = "request", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+#[serde(deny_unknown_fields)]
+pub enum Request {
+    /// How the machine and its memory are: [`Status`](super::Status).
+    Status {},
+    /// Where guest memory is: [`Residency`](super::Residency).
+    Residency {
+        /// Ask the kernel too.
+        #[serde(default)]
+        verify: bool,
+        /// First address to tell of.
+        #[serde(default)]
+        from: Hex,
+    },
+    /// Move guest memory: [`Migrated`](super::Migrated).
+    Migrate(Migrate),
+    /// Bring home everything that is in frames of a region: [`Migrated`](super::Migrated).
+    Evacuate {
+        /// The region's number, from 0.
+        region: u8,
+    },
+    /// Park the vCPUs: [`Lifecycle`](super::Lifecycle).
+    Pause {},
+    /// Let the vCPUs go on: [`Lifecycle`](super::Lifecycle).
+    Resume {},
+    /// Hold guest memory where it is until `unpin`: [`Pinned`](super::Pinned).
+    Pin {
+        /// What to hold.
+        range: Range,
+    },
+    /// Let go of what `pin` holds: [`Unpinned`](super::Unpinned).
+    Unpin {
+        /// The number that `pin` answered.
+        pin: u64,
+    },
+}
+
+/// [`Request::Migrate`].
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Migrate {
+    /// Guest memory; none: all of it.
+    #[serde(default)]
+    pub ranges: Vec<Range>,
+    /// Where to.
+    pub to: To,
+    /// What may be collected; nothing said: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<Vec<SelectFlag>>,
+    /// Of what is in device frames, only that in this region's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_pool: Option<u8>,
+    /// Most granules to move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// What may be collected; the words of `MIGRATE_VMA_SELECT_*`.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum SelectFlag {
+    /// What is in host memory.
+    System,
+    /// What is in frames of a `private` region.
+    DevicePrivate,
+    /// What is in frames of a `public` region.
+    DevicePublic,
+}
+
+impl FromStr for SelectFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "system" => Ok(Self::System),
+            "device-private" => Ok(Self::DevicePrivate),
+            "device-public" => Ok(Self::DevicePublic),
+            _ => Err(format!("\"{text}\" is none of system, device-private, device-public")),
+        }
+    }
+}
+
+/// Where a migration goes: `"home"` or `"pool:N"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Host memory.
+    Home,
+    /// The pool of this region.
+    Pool(u8),
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Home => f.write_str("home"),
+            Self::Pool(pool) => write!(f, "pool:{pool}"),
+        }
+    }
+}
+
+impl FromStr for To {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pool = text.strip_prefix("pool:").and_then(|number| number.parse().ok());
+        match (text, pool) {
+            ("home", _) => Ok(Self::Home),
+            (_, Some(pool)) => Ok(Self::Pool(pool)),
+            _ => Err(format!("\"{text}\" is neither home nor pool:N")),
+        }
+    }
+}
+
+impl Serialize for To {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for To {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        lenient(deserializer)
+    }
+}
+
+/// A guest-physical address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hex(pub u64);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl Serialize for Hex {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hex {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        lenient(deserializer).map(|address: Address| Self(address.0))
+    }
+}
+
+/// Guest-physical memory, from `base` on.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// First byte.
+    pub base: Hex,
+    /// Bytes.
+    #[serde(deserialize_with = "size")]
+    pub size: u64,
+}
+
+fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    lenient(deserializer).map(|size: Size| size.0)
+}
