@@ -59,7 +59,7 @@ pub enum BuildError {
         bits: u8,
     },
     /// Memory that cannot move as it was asked to.
-    #[error("--device-memory: {0}")]
+    #[error("memory that moves (--api-socket, --policy, pool= of --device-memory): {0}")]
     Tiers(#[from] TiersError),
     /// Two devices at one place.
     #[error("devices: {0}")]

@@ -8,6 +8,7 @@ use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::uffd::abi::Door;
 use neap_memory::uffd::{Features, Userfaultfd};
 use neap_memory::{Backing, engine::EngineName};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::VmConfig;
 use crate::failure::{VM_FAILED, tell};
@@ -91,6 +92,11 @@ pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tier
 /// dropped, because closing the userfaultfd would let the guest read zeros.
 pub fn die(message: &str) -> ! {
     console::restore();
-    tell(message);
+    // A pipe that nobody reads must not keep the process.
+    let soon = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let stderr = rustix::stdio::stderr();
+    if poll(&mut [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)], Some(&soon)) == Ok(1) {
+        tell(message);
+    }
     fd::exit_now(VM_FAILED)
 }

@@ -11,6 +11,7 @@ use linux_raw_sys::general::pm_scan_arg;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, opcode};
 
+use super::TRIES;
 use crate::addr::PAGE_SIZE;
 use crate::granule::GranuleSize;
 use crate::hva::{Hva, HvaRange};
@@ -48,9 +49,10 @@ pub(crate) fn populate(range: HvaRange) -> Result<(), Errno> {
     advise(range, libc::MADV_POPULATE_WRITE)
 }
 
-/// Makes huge pages of small ones, where the kernel can (since Linux 6.1).
+/// Makes huge pages of small ones, where the kernel can (since Linux 6.1). It
+/// says EAGAIN for as long as anybody else holds one of them.
 pub(crate) fn collapse(range: HvaRange) -> Result<(), Errno> {
-    advise(range, libc::MADV_COLLAPSE)
+    advise_once(range, libc::MADV_COLLAPSE)
 }
 
 /// Lets transparent huge pages be, or be not.
@@ -59,16 +61,26 @@ pub(crate) fn advise_huge(range: HvaRange, huge: bool) -> Result<(), Errno> {
 }
 
 fn advise(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
-    loop {
-        // SAFETY: every caller's advice leaves contents as they are, and a
-        // range that is not ours is refused by the kernel.
-        let result = unsafe { libc::madvise(range.start().as_ptr().cast(), range.len(), advice) };
-        match std::io::Error::last_os_error().raw_os_error() {
-            _ if result == 0 => return Ok(()),
-            Some(libc::EINTR | libc::EAGAIN) => {}
-            code => return Err(Errno::from_raw_os_error(code.unwrap_or(libc::EIO))),
+    let mut result = advise_once(range, advice);
+    for _ in 0..TRIES {
+        match result {
+            Err(Errno::INTR | Errno::AGAIN) => std::thread::yield_now(),
+            other => return other,
         }
+        result = advise_once(range, advice);
     }
+    result
+}
+
+fn advise_once(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: every caller's advice leaves contents as they are, and a range
+    // that is not ours is refused by the kernel.
+    let result = unsafe { libc::madvise(range.start().as_ptr().cast(), range.len(), advice) };
+    if result == 0 {
+        return Ok(());
+    }
+    let code = std::io::Error::last_os_error().raw_os_error();
+    Err(Errno::from_raw_os_error(code.unwrap_or(libc::EIO)))
 }
 
 /// How many bytes of `range` are present (or swapped out), and how many of
@@ -162,12 +174,18 @@ pub(crate) struct Present {
     pub(crate) huge: u64,
 }
 
-/// Whether any page of `range` exists, also on kernels without
-/// `PAGEMAP_SCAN`.
+/// Whether any page of `range`, private memory, exists, also on kernels
+/// without `PAGEMAP_SCAN`.
 pub(crate) fn any_present(range: HvaRange) -> bool {
-    if let Ok(present) = present(range) {
-        return present.bytes > 0;
+    match present(range) {
+        Ok(present) => present.bytes > 0,
+        Err(_) => any_in_core(range),
     }
+}
+
+/// Whether any page of `range` is in memory; of a file also those that this
+/// process has not mapped.
+pub(crate) fn any_in_core(range: HvaRange) -> bool {
     let mut pages = vec![0u8; range.len().div_ceil(PAGE_SIZE as usize)];
     // SAFETY: the vector has a byte for each page, and only it is written.
     let result =

@@ -85,6 +85,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Whether a granule that nobody moved yet must be adopted first.
     fn adopts(&self) -> bool;
 
+    /// Whether any page of a granule that nobody moved yet exists.
+    fn exists(&self, granule: Granule) -> bool;
+
     /// Carries `steps` out and puts what came of each into `outcomes`, in
     /// order: [`Outcome::Moved`], or why it is where it was.
     fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>);

@@ -218,6 +218,13 @@ impl MoveEngine {
                 row.set_backed(index);
             }
             let Err(MoveError { moved, errno }) = result else { return };
+            // Guest memory may be of several VMAs, and no call goes beyond one.
+            if errno == Errno::INVAL && chunk.len() - arrived > 1 {
+                for index in from + arrived..steps.len() {
+                    self.take(&steps[index..=index], &mut outcomes[index..=index]);
+                }
+                return;
+            }
             // A granule of small pages may have come half-way.
             let partial = (moved % size) & !0xfff;
             if partial > 0 {
@@ -255,6 +262,12 @@ impl MoveEngine {
                 return;
             };
             let (arrived, partial) = (moved / size, (moved % size) & !0xfff);
+            if errno == Errno::INVAL && chunk.len() - arrived > 1 {
+                for index in from + arrived..steps.len() {
+                    self.give(&steps[index..=index], &mut outcomes[index..=index]);
+                }
+                return;
+            }
             let step = &chunk[arrived];
             if partial > 0 {
                 self.take_back(step, partial);
@@ -339,6 +352,10 @@ impl Engine for MoveEngine {
         true
     }
 
+    fn exists(&self, granule: Granule) -> bool {
+        memory::any_present(HvaRange::new(self.guest(granule), self.space.bytes()))
+    }
+
     fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>) {
         let size = self.space.bytes();
         let first = outcomes.len();
@@ -403,15 +420,17 @@ impl Engine for MoveEngine {
         } else {
             row.back(index)?;
         }
-        self.move_pages(row.slot(index), self.guest(granule)).map_err(
-            |MoveError { moved, errno }| {
-                if moved > 0 {
-                    let guest = HvaRange::new(self.guest(granule), moved);
-                    self.must_move(guest, row.at(index));
-                }
-                errno
-            },
-        )
+        let guest = self.guest(granule);
+        match self.move_pages(row.slot(index), guest) {
+            Ok(()) => Ok(()),
+            Err(MoveError { moved: 0, errno }) => Err(errno),
+            // The guest may have written to what it has: the rest follows.
+            Err(MoveError { moved, .. }) => {
+                let rest = HvaRange::new(row.at(index).offset(moved), self.space.bytes() - moved);
+                self.must_move(rest, guest.offset(moved));
+                Ok(())
+            }
+        }
     }
 
     fn can(&self, _: &Step) -> bool {

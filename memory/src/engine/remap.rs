@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use rustix::fs::{FallocateFlags, fallocate, fstat, fstatfs};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstat, fstatfs, seek};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
@@ -189,10 +189,18 @@ impl RemapEngine {
 
     /// Ends the protection of a granule that stays where it is.
     fn release(&self, range: HvaRange) {
-        if let Err(errno) = self.protect(range, false)
-            && let Err(again) = self.protect(range, false)
-        {
-            (self.fatal)(&format!("writers of guest memory cannot go on: {errno}, {again}"));
+        let mut result = Ok(());
+        for _ in 0..TRIES {
+            result = self.uffd.write_protect(range, false);
+            match result {
+                Err(Errno::AGAIN) => thread::yield_now(),
+                // What is not watched was not protected.
+                Ok(()) | Err(Errno::NOENT) => return,
+                Err(_) => break,
+            }
+        }
+        if let Err(errno) = result {
+            (self.fatal)(&format!("writers of guest memory cannot go on: {errno}"));
         }
     }
 
@@ -236,7 +244,12 @@ impl RemapEngine {
         // SAFETY: both are aliases of this engine; writers to the source wait,
         // and the destination was claimed for this granule.
         unsafe { memory::copy(from.alias(), to.alias(), len) };
-        if len == size { Ok(()) } else { Err(Outcome::CopyFailed) }
+        if len < size {
+            return Err(Outcome::CopyFailed);
+        }
+        // Whoever gets the place next finds old contents there.
+        from.area.alias.set_backed(from.index);
+        Ok(())
     }
 
     /// Maps the new places of a run over the old ones.
@@ -302,7 +315,18 @@ impl RemapEngine {
         let done = self.uffd.register(guest, Modes::Both).and_then(|()| {
             // Watching anew ends no protection, but is not promised to keep it.
             self.protect(guest, true)?;
-            fallocate(home.file(), punch, home.offset(size), size as u64)
+            fallocate(home.file(), punch, home.offset(size), size as u64)?;
+            // Of a large folio that somebody refers to the kernel wipes what
+            // it cannot take away. Then the page is to stay.
+            let alias = home.area.alias.slot(home.index);
+            if memory::any_in_core(alias) {
+                let frame = self.spot(step.granule, step.to).alias();
+                // SAFETY: both are aliases; writers wait, readers found the
+                // page missing or find it again.
+                unsafe { memory::copy(frame, alias.start(), size) };
+                return Err(Errno::BUSY);
+            }
+            Ok(())
         });
         // Writers try again and find the page missing, or there.
         self.release(guest);
@@ -366,6 +390,17 @@ impl Engine for RemapEngine {
 
     fn adopts(&self) -> bool {
         false
+    }
+
+    fn exists(&self, granule: Granule) -> bool {
+        let spot = self.spot(granule, self.space.birthplace(granule));
+        if spot.area.page == HUGE_PAGE_SIZE as usize {
+            return memory::any_in_core(spot.area.alias.slot(spot.index));
+        }
+        // Not this process's page tables: pages may have been reclaimed.
+        let start = spot.offset(self.space.bytes());
+        let data = seek(spot.file(), SeekFrom::Data(start));
+        data.is_ok_and(|data| data < start + self.space.size().bytes())
     }
 
     fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>) {
@@ -467,7 +502,7 @@ impl Engine for RemapEngine {
             let found = maps.at(guest.start());
             let wrong = if found != Some(expected) {
                 Some(format!("mapped is (inode, offset) {found:x?}, expected {expected:x?}"))
-            } else if !mapped && memory::any_present(guest) {
+            } else if !mapped && memory::any_in_core(guest) {
                 Some("pages of it are at home, where none should be".to_owned())
             } else {
                 None

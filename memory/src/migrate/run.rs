@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::crew::{Crew, Group};
 use super::reserve::Reserve;
-use super::{MigrateRequest, Moved, Outcome, Progress, Report, RequestError, Target};
+use super::{MigrateRequest, Outcome, Progress, Report, RequestError, Target};
 use crate::GpaRange;
 use crate::granule::{Granule, GranuleSize};
 use crate::tiers::core::{Core, Job, lock};
@@ -19,8 +19,14 @@ pub const IN_FLIGHT: u64 = 32 << 20;
 /// How often somebody who waits for a long move hears of it.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
+/// Bytes between two looks at the clock.
+const LOOK_EVERY: u64 = 8 << 20;
+
 /// Frames that a request takes from a pool at a time, at the least.
 const FRAME_RUN: usize = 16;
+
+/// Granules that are looked at to fill a group.
+const LOOKS_FOR_GROUP: usize = 512;
 
 /// Granules that are taken from the guest together. A touch waits for the
 /// whole group, so it is small: one granule of 2 MiB, and no more bytes of
@@ -140,6 +146,7 @@ pub(crate) fn run(
         done: 0,
         total: granules.iter().map(|(_, count)| u64::from(*count)).sum(),
         cancelled: false,
+        looked: 0,
         told: since,
     };
     let (bytes, group_len) = (core.space.size().bytes(), group_len(core.space.size()));
@@ -152,6 +159,8 @@ pub(crate) fn run(
     let mut group: Vec<Job> = Vec::with_capacity(group_len);
     let mut last = None;
     let mut claimed = 0u64;
+    // Granules since the first of the group.
+    let mut looked = 0;
     for granule in granules.iter().flat_map(|(first, count)| first.0..first.0 + count) {
         let granule = Granule(granule);
         run.tell(progress);
@@ -160,13 +169,20 @@ pub(crate) fn run(
             continue;
         }
         if claimed == limit {
-            run.done += 1;
-            continue;
+            break;
         }
+        // What is claimed does not wait for granules far away.
+        if !group.is_empty() && looked >= LOOKS_FOR_GROUP {
+            run.submit(crew, std::mem::take(&mut group));
+        }
+        looked += 1;
         match core.claim(granule, request, &mut frames, last) {
             Ok(job) => {
                 last = Some(job.end());
                 claimed += 1;
+                if group.is_empty() {
+                    looked = 0;
+                }
                 group.push(job);
                 if group.len() == group_len {
                     run.submit(crew, std::mem::take(&mut group));
@@ -194,6 +210,8 @@ struct Run<'a> {
     done: u64,
     total: u64,
     cancelled: bool,
+    /// What `done` was at the last look at the clock.
+    looked: u64,
     told: Instant,
 }
 
@@ -236,13 +254,15 @@ impl Run<'_> {
         }
         // The clock costs little beside a move, but a granule that is passed
         // over costs less.
-        if !self.done.is_multiple_of(256) && self.done != self.total
-            || self.told.elapsed() < TELL_EVERY
-        {
+        let look = (LOOK_EVERY / self.core.space.size().bytes()).clamp(1, 256);
+        if self.done - self.looked < look && self.done != self.total {
+            return;
+        }
+        self.looked = self.done;
+        if self.told.elapsed() < TELL_EVERY {
             return;
         }
         self.told = Instant::now();
-        let Moved { .. } = self.report.moved;
         let now = Progress { done: self.done, total: self.total, moved: self.report.moved };
         self.cancelled |= progress(&now).is_break();
     }

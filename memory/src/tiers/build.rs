@@ -74,9 +74,9 @@ impl Tiers {
             policy: Mutex::new(policy::make(config.policy)),
             budget: Mutex::new(VmaBudget::new()),
             adopting: Mutex::new(()),
+            watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             over: AtomicBool::new(false),
-            first_touches: config.policy == PolicyName::FirstTouch,
             fatal: config.fatal,
         });
         let thread = |source| TiersError::Refused { what: "threads", source };

@@ -126,7 +126,10 @@ pub enum TiersError {
     #[error(transparent)]
     Backing(#[from] crate::backing::BackingError),
     /// The kernel refused something.
-    #[error("{what}: {source}")]
+    #[error(
+        "{what}: {source}: ask for less, or look at ulimit -v and sysctl vm.overcommit_memory, \
+         vm.max_map_count"
+    )]
     Refused {
         /// What.
         what: &'static str,

@@ -1,9 +1,11 @@
 //! What all threads of the tiers share, and how one granule is claimed and
 //! settled.
 //!
-//! Lock order: the adoption lock, then a pool's, then the budget's; none is
-//! held while a granule is in motion, and none by the fault thread while it
-//! waits. A pool's lock is held for a few memory accesses.
+//! Lock order: the adoption lock, then a pool's, then the budget's. The fault
+//! thread takes the last two only, and whoever holds them touches no guest
+//! memory: a pool's for a few memory accesses, the budget's also for a read of
+//! /proc/self/maps. The adoption lock is held while memory that nobody watches
+//! yet is made present, which no fault thread is needed for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,6 @@ use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
-use crate::engine::memory as raw;
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
 use crate::migrate::reserve::Reserve;
@@ -69,10 +70,10 @@ pub(crate) struct Core {
     pub(crate) policy: Mutex<Box<dyn Policy>>,
     pub(crate) budget: Mutex<VmaBudget>,
     pub(crate) adopting: Mutex<()>,
+    /// Whether the first touches of RAM come as events.
+    pub(crate) watches_first_touch: bool,
     pub(crate) counters: Counters,
     pub(crate) over: AtomicBool,
-    /// Whether the first touches of RAM come as events.
-    pub(crate) first_touches: bool,
     pub(crate) fatal: Fatal,
 }
 
@@ -125,8 +126,10 @@ impl Core {
         let mut view = self.table.get(granule);
         self.check(granule, view, request)?;
         if view.place == Place::Untouched {
-            let range = self.space.hva_range(granule, 1).ok_or(Outcome::Busy)?;
-            if !raw::any_present(range) {
+            // Where first touches are watched the table knows of every page,
+            // and whoever made one present here would wait for the fault thread.
+            let watched = self.watches_first_touch && !self.is_window(granule);
+            if watched || !self.engine.exists(granule) {
                 return Err(Outcome::Untouched);
             }
             if self.engine.adopts() {
@@ -301,11 +304,6 @@ impl Core {
     /// Takes the memory around a granule that nobody moved yet under control.
     fn adopt(&self, granule: Granule) -> Result<(), Outcome> {
         let part = self.space.part(granule).ok_or(Outcome::Busy)?;
-        // Its first touch is being served; its neighbours may not be there,
-        // and to make them there would wait for the fault thread.
-        if self.first_touches && part.origin == Origin::Ram {
-            return Err(Outcome::Busy);
-        }
         let _one_at_a_time = lock(&self.adopting);
         if self.table.get(granule).place != Place::Untouched {
             return Ok(());
@@ -362,9 +360,7 @@ impl Core {
             let mut next = part.first;
             let end = part.first + part.count;
             while next < end {
-                let there = |index: u32| {
-                    self.space.hva_range(Granule(index), 1).is_some_and(raw::any_present)
-                };
+                let there = |index: u32| self.engine.exists(Granule(index));
                 let present = there(next);
                 let mut stop = next + 1;
                 while stop < end && there(stop) == present {

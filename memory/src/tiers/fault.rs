@@ -4,6 +4,7 @@
 //! batch. It takes no lock that anybody holds while a granule moves, and never
 //! touches the guest's own mapping: its fault would wait for itself.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -26,8 +27,8 @@ const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// The thread with what ends it.
 pub(crate) struct FaultThread {
     wake: Arc<OwnedFd>,
+    over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
-    end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -38,17 +39,18 @@ impl FaultThread {
     /// No thread or descriptor could be had.
     pub(crate) fn start(core: &Arc<Core>) -> io::Result<Self> {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (die, end) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let die = Arc::new(AtomicBool::new(false));
+        let over = Arc::new(AtomicBool::new(false));
         let service = Service {
             core: Arc::clone(core),
             wake: Arc::clone(&wake),
+            over: Arc::clone(&over),
             die: Arc::clone(&die),
-            end: Arc::clone(&end),
             events: Vec::new(),
-            waiting: Vec::new(),
+            waiting: BTreeSet::new(),
         };
         let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
-        Ok(Self { wake, die, end, thread: Some(thread) })
+        Ok(Self { wake, over, die, thread: Some(thread) })
     }
 
     /// Makes the thread panic, to test what follows.
@@ -64,10 +66,9 @@ impl FaultThread {
 }
 
 impl Drop for FaultThread {
-    /// Ends the thread. Until then it serves faults, also when requests are
-    /// refused already: vCPUs may still run.
+    /// Ends the thread. Nobody touches guest memory any more.
     fn drop(&mut self) {
-        self.end.store(true, Ordering::Release);
+        self.over.store(true, Ordering::Release);
         self.poke();
         if let Some(thread) = self.thread.take() {
             // A panic has ended the process.
@@ -79,17 +80,17 @@ impl Drop for FaultThread {
 struct Service {
     core: Arc<Core>,
     wake: Arc<OwnedFd>,
+    over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
-    end: Arc<AtomicBool>,
     events: Vec<Event>,
     /// Granules whose fault could not be served yet.
-    waiting: Vec<Granule>,
+    waiting: BTreeSet<Granule>,
 }
 
 impl Service {
     fn serve(mut self) {
         let _death = Death::of("the fault thread", self.core.fatal);
-        while !self.end.load(Ordering::Acquire) {
+        while !self.over.load(Ordering::Acquire) {
             if let Err(errno) = self.round() {
                 (self.core.fatal)(&format!("faults of guest memory cannot be read: {errno}"));
             }
@@ -117,6 +118,9 @@ impl Service {
         self.core.uffd.read(&mut events)?;
         for event in events.drain(..) {
             match self.core.space.at_hva(event.address) {
+                // Its turn comes; each try that fails wakes whoever waits, who
+                // then faults again.
+                Some(granule) if self.waiting.contains(&granule) => {}
                 Some(granule) => self.resolve(granule),
                 // Nothing else is watched in a way that makes events.
                 None => (self.core.fatal)("a fault outside of guest memory"),
@@ -144,6 +148,11 @@ impl Service {
         }
     }
 
+    /// Tries again a little later.
+    fn retry(&mut self, granule: Granule) {
+        self.waiting.insert(granule);
+    }
+
     /// A granule in a frame of kind `private` was touched.
     fn come_home(&mut self, granule: Granule, view: View, pool: PoolId) {
         let core = &self.core;
@@ -157,7 +166,7 @@ impl Service {
             (core.fatal)("a policy leaves an unmapped granule where it is");
         }
         if !core.come_home(granule, view) {
-            self.waiting.push(granule);
+            self.retry(granule);
         }
     }
 
@@ -201,7 +210,8 @@ impl Service {
         };
         let Some(claimed) = claimed else {
             device.into_iter().for_each(|place| core.put(place));
-            return self.waiting.push(granule);
+            self.retry(granule);
+            return;
         };
         if claimed.from != Place::Untouched {
             device.into_iter().for_each(|place| core.put(place));
@@ -217,6 +227,6 @@ impl Service {
             core.put(place);
         }
         core.table.abort(claimed);
-        self.waiting.push(granule);
+        self.retry(granule);
     }
 }

@@ -11,7 +11,7 @@ use crate::policy::PolicyName;
 use crate::pool::PoolStats;
 use crate::table::{Place, View};
 use crate::uffd::abi::Door;
-use crate::{Backing, GpaRange};
+use crate::{Backing, Gpa, GpaRange};
 
 /// The tiers in numbers.
 #[derive(Clone, Debug)]
@@ -122,11 +122,22 @@ impl Tiers {
 
     /// Where every granule is, as runs.
     pub fn residency(&self) -> Vec<Residence> {
+        self.residency_from(Gpa(0), usize::MAX)
+    }
+
+    /// The same from the granule at `from` on, at the most `most` runs.
+    pub fn residency_from(&self, from: Gpa, most: usize) -> Vec<Residence> {
         let core = &self.core;
         let mut list: Vec<Residence> = Vec::new();
         for part in core.space.parts() {
-            let runs = core.table.runs(Granule(part.first), Granule(part.first + part.count));
+            let skip = from.0.saturating_sub(part.range.base().0) / core.space.size().bytes();
+            let skip = u32::try_from(skip).unwrap_or(u32::MAX).min(part.count);
+            let first = Granule(part.first + skip);
+            let runs = core.table.runs(first, Granule(part.first + part.count));
             for (granules, view) in runs {
+                if list.len() == most {
+                    return list;
+                }
                 let first = Granule(granules.start);
                 let Some(range) = core.space.gpa(first, granules.end - granules.start) else {
                     continue;
@@ -160,11 +171,22 @@ impl Tiers {
     /// # Errors
     /// The kernel does not tell.
     pub fn verify(&self) -> Result<Verified, Errno> {
+        self.verify_while(&|| true)
+    }
+
+    /// The same for as long as `wanted` says so.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn verify_while(&self, wanted: &dyn Fn() -> bool) -> Result<Verified, Errno> {
         let core = &self.core;
         let mut ask = core.engine.verifier()?;
         let mut verified = Verified::default();
         for index in 0..core.space.granules() {
             let granule = Granule(index);
+            if !wanted() {
+                break;
+            }
             let settled = |view: &View| !view.moving && view.place != Place::Untouched;
             let view = core.table.get(granule);
             if !settled(&view) {

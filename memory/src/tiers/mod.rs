@@ -70,6 +70,8 @@ impl Tiers {
         if self.core.is_over() {
             return Err(RequestError::Over);
         }
+        // A panic would leave granules claimed for ever.
+        let _death = death::Death::of("a thread that moves memory", self.core.fatal);
         let granules = run::granules(&self.core, request)?;
         let _active = self.activate(&granules)?;
         Ok(run::run(&self.core, &self.crew, request, &granules, progress))
@@ -124,6 +126,7 @@ impl Tiers {
         /// Between two tries to bring a granule home.
         const AGAIN: Duration = Duration::from_millis(1);
         let core = &self.core;
+        let _death = death::Death::of("a thread that moves memory", core.fatal);
         loop {
             core.table.pin(granule, deadline)?;
             let view = core.table.get(granule);
@@ -141,7 +144,7 @@ impl Tiers {
     }
 
     /// Refuses requests from now on and ends those at work after the granules
-    /// in flight. Faults are served until this is dropped.
+    /// in flight. Faults are served until the tiers are dropped.
     pub fn stop(&self) {
         self.core.over.store(true, Ordering::Release);
     }

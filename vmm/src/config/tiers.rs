@@ -6,7 +6,7 @@ use std::path::Path;
 use neap_memory::Backing;
 use neap_memory::addr::display_size;
 pub use neap_memory::engine::EngineName;
-use neap_memory::granule::{GranuleSize, Kind};
+use neap_memory::granule::GranuleSize;
 use neap_memory::policy::PolicyName;
 
 use super::ConfigError;
@@ -224,9 +224,10 @@ fn check_granule(request: &Request<'_>, granule: GranuleSize) -> Result<(), Conf
     Err(ConfigError::new("--granule", message))
 }
 
-/// Whether granules of this region may ever move.
+/// Whether this region is among the tiers of the machine, also if it is
+/// `generic` and its granules stay: its frames are counted and told of.
 fn moves(request: &Request<'_>, region: &DeviceMemoryOption) -> bool {
-    region.pool.is_some() || (request.api_socket.is_some() && region.kind != Kind::Generic)
+    region.pool.is_some() || request.api_socket.is_some()
 }
 
 #[cfg(test)]
@@ -362,9 +363,15 @@ mod tests {
     }
 
     #[test]
-    fn a_region_that_never_moves_may_be_of_any_memory() {
+    fn a_region_of_a_machine_without_tiers_may_be_of_any_memory() {
         let regions = &["size=2M,backing=memfd,kind=generic"];
-        assert!(Machine { socket: true, regions, ..Machine::default() }.resolve().is_ok());
+        assert!(Machine { regions, ..Machine::default() }.resolve().is_ok());
+        let machine = Machine { socket: true, regions, ..Machine::default() };
+        let message = machine.resolve().unwrap_err().to_string();
+        assert!(
+            message.contains("--device-memory") && message.contains("backing=memfd"),
+            "{message}"
+        );
     }
 
     #[test]

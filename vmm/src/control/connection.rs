@@ -89,41 +89,42 @@ impl Connection {
         !self.ended && self.open < MAX_OPEN && self.waiting < ENOUGH_WAITING
     }
 
-    /// Reads what is there, at the most a chunk, and gives every line to
-    /// `take`.
-    pub(super) fn read(&mut self, mut take: impl FnMut(&mut Self, Received)) {
+    /// Reads what is there, at the most a chunk.
+    pub(super) fn read(&mut self) {
         if !self.wants_input() {
             return;
         }
         let mut chunk = [0; CHUNK];
         match self.stream.read(&mut chunk) {
-            Ok(0) => {
-                self.ended = true;
-                let rest = self.incoming.take_rest();
-                if !rest.trim_ascii().is_empty() {
-                    take(self, Received::Line(rest));
-                }
-                return;
-            }
+            Ok(0) => self.ended = true,
             Ok(length) => self.incoming.push(&chunk[..length]),
-            Err(error) if is_later(&error) => return,
+            Err(error) if is_later(&error) => {}
             Err(_) => {
                 self.ended = true;
-                return;
+                self.incoming.take_rest();
             }
         }
-        loop {
-            match self.incoming.next() {
-                Ok(Some(line)) if line.trim_ascii().is_empty() => {}
-                Ok(Some(line)) => take(self, Received::Line(line)),
-                Ok(None) => return,
+    }
+
+    /// The next line that was read, if it may be taken: a client with enough
+    /// open requests waits with the rest.
+    pub(super) fn take(&mut self) -> Option<Received> {
+        while self.open < MAX_OPEN && self.waiting < ENOUGH_WAITING {
+            let line = match self.incoming.next() {
+                Ok(Some(line)) => line,
+                Ok(None) if self.ended && !self.incoming.is_empty() => self.incoming.take_rest(),
+                Ok(None) => return None,
                 Err(TooLong) => {
                     self.ended = true;
-                    take(self, Received::TooLong);
-                    return;
+                    self.incoming.take_rest();
+                    return Some(Received::TooLong);
                 }
+            };
+            if !line.trim_ascii().is_empty() {
+                return Some(Received::Line(line));
             }
         }
+        None
     }
 
     /// Whether there may be more to read.
@@ -182,7 +183,7 @@ impl Connection {
 
     /// Whether nothing is left to be said in either direction.
     pub(super) fn is_over(&self) -> bool {
-        self.ended && self.open == 0 && self.waiting == 0
+        self.ended && self.incoming.is_empty() && self.open == 0 && self.waiting == 0
     }
 
     /// Bytes that the client has yet to read.

@@ -38,6 +38,11 @@ impl Lines {
         Ok(Some(line))
     }
 
+    /// Whether there are no bytes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// What is left where no more bytes come: a last line without line break.
     pub(super) fn take_rest(&mut self) -> Vec<u8> {
         self.scanned = 0;

@@ -36,8 +36,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Report, RequestError};
+use neap_memory::{Gpa, GpaRange};
 use vmm_sys_util::eventfd::EventFd;
 
 use api::{Answer, Body, Error, ErrorKind, Message};
@@ -56,14 +56,15 @@ pub trait Memory: Send + Sync {
         progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
     ) -> Result<Report, RequestError>;
 
-    /// Where guest memory is, in order of address.
-    fn residency(&self) -> Vec<api::Run>;
+    /// Where guest memory is, in order of address, from what lies at `from` on:
+    /// at the most `most` runs.
+    fn residency(&self, from: Gpa, most: usize) -> Vec<api::Run>;
 
-    /// Where the kernel says that it is.
+    /// Where the kernel says that it is; ends early once `wanted` is false.
     ///
     /// # Errors
     /// The kernel does not tell.
-    fn verify(&self) -> io::Result<api::Verified>;
+    fn verify(&self, wanted: &dyn Fn() -> bool) -> io::Result<api::Verified>;
 
     /// Numbers.
     fn status(&self) -> api::Tiers;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use neap_memory::Gpa;
 use neap_memory::migrate::MigrateRequest;
 
 use super::api::{self, Answer, Error, ErrorKind, MAX_RUNS};
@@ -14,6 +15,8 @@ use super::{Memory, Reply, translate};
 
 /// How long a pin waits for a granule in motion.
 const PIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Most requests about memory at a time, of all clients: each takes a thread.
+const MAX_MOVERS: usize = 64;
 /// Most pins at a time that clients hold.
 const MAX_PINS: usize = 4096;
 
@@ -35,6 +38,8 @@ pub(super) enum Job {
 pub(super) struct Movers {
     memory: Arc<dyn Memory>,
     pins: Arc<Mutex<Pins>>,
+    /// One clone for each thread, and this one.
+    at_work: Arc<()>,
 }
 
 /// What clients hold.
@@ -46,17 +51,23 @@ struct Pins {
 
 impl Movers {
     pub(super) fn new(memory: Arc<dyn Memory>) -> Self {
-        Self { memory, pins: Arc::default() }
+        Self { memory, pins: Arc::default(), at_work: Arc::default() }
     }
 
     /// Has `job` done; its result goes to `reply`.
     pub(super) fn submit(&self, job: Job, reply: Reply) {
+        if Arc::strong_count(&self.at_work) > MAX_MOVERS {
+            let message = format!("{MAX_MOVERS} requests are at work: wait for one");
+            return reply.finish(Err(Error::new(ErrorKind::Refused, message)));
+        }
         let (memory, pins) = (Arc::clone(&self.memory), Arc::clone(&self.pins));
+        let at_work = Arc::clone(&self.at_work);
         // The reply has to survive a thread that does not come to be.
         let slot = Arc::new(Mutex::new(Some(reply)));
         let work = {
             let slot = Arc::clone(&slot);
             move || {
+                let _at_work = at_work;
                 if let Some(reply) = lock(&slot).take() {
                     let result = carry_out(job, &*memory, &pins, &reply);
                     reply.finish(result);
@@ -87,7 +98,7 @@ fn carry_out(
             status.tiers = Some(memory.status());
             Ok(Answer::Status(status))
         }
-        Job::Residency { verify, from } => residency(memory, verify, from),
+        Job::Residency { verify, from } => residency(memory, verify, from, reply),
         Job::Migrate(request) => migrate(memory, &request, reply),
         Job::Pin(range) => pin(memory, pins, &range),
         Job::Unpin(number) => match lock(pins).held.remove(&number) {
@@ -108,15 +119,14 @@ fn migrate(memory: &dyn Memory, request: &MigrateRequest, reply: &Reply) -> Resu
     }
 }
 
-fn residency(memory: &dyn Memory, verify: bool, from: u64) -> Result<Answer, Error> {
+fn residency(memory: &dyn Memory, verify: bool, from: u64, reply: &Reply) -> Result<Answer, Error> {
     let verified = if verify {
         let failed = |error| Error::new(ErrorKind::Failed, format!("the kernel: {error}"));
-        Some(memory.verify().map_err(failed)?)
+        Some(memory.verify(&|| reply.is_wanted()).map_err(failed)?)
     } else {
         None
     };
-    let mut runs = memory.residency();
-    runs.retain(|run| run.base.0.saturating_add(run.size) > from);
+    let mut runs = memory.residency(Gpa(from), MAX_RUNS + 1);
     let next = runs.get(MAX_RUNS).map(|run| run.base);
     runs.truncate(MAX_RUNS);
     Ok(Answer::Residency(api::Residency { runs, next, verified }))

@@ -149,14 +149,15 @@ impl Work {
 
     fn serve(&mut self, ready: &[PollFlags], ending: bool) {
         let _ = self.wake.read();
-        let clients: Vec<u64> = self.clients.keys().copied().collect();
-        for (client, flags) in clients.into_iter().zip(ready.iter().skip(2)) {
-            self.serve_client(client, *flags, ending);
-        }
+        // First, because a client whose request is done may have sent another.
         while let Ok(Outgoing { client, line, last }) = self.replies.try_recv() {
             if let Some(connection) = self.clients.get_mut(&client) {
                 connection.queue(line, last);
             }
+        }
+        let clients: Vec<u64> = self.clients.keys().copied().collect();
+        for (client, flags) in clients.into_iter().zip(ready.iter().skip(2)) {
+            self.serve_client(client, *flags, ending);
         }
         let now = Instant::now();
         self.clients.retain(|_, client| {
@@ -172,8 +173,13 @@ impl Work {
     fn serve_client(&mut self, client: u64, flags: PollFlags, ending: bool) {
         let Some(mut connection) = self.clients.remove(&client) else { return };
         let hung_up = flags.intersects(PollFlags::HUP | PollFlags::ERR);
-        if !ending && flags.contains(PollFlags::IN) {
-            connection.read(|connection, received| self.receive(client, connection, received));
+        if !ending {
+            if flags.contains(PollFlags::IN) {
+                connection.read();
+            }
+            while let Some(received) = connection.take() {
+                self.receive(client, &mut connection, received);
+            }
         }
         // What a client sent before it went is carried out as far as it came
         // whole; to read on is for the next round.

@@ -24,12 +24,12 @@ impl Memory for Tiers {
         Self::migrate(self, request, progress)
     }
 
-    fn residency(&self) -> Vec<api::Run> {
-        Self::residency(self).into_iter().map(run).collect()
+    fn residency(&self, from: Gpa, most: usize) -> Vec<api::Run> {
+        self.residency_from(from, most).into_iter().map(run).collect()
     }
 
-    fn verify(&self) -> io::Result<api::Verified> {
-        let verified = Self::verify(self)?;
+    fn verify(&self, wanted: &dyn Fn() -> bool) -> io::Result<api::Verified> {
+        let verified = self.verify_while(wanted)?;
         let mismatch = |(range, found): (GpaRange, String)| api::Mismatch {
             base: Hex(range.base().0),
             size: range.size(),

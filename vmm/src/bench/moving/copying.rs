@@ -37,6 +37,7 @@ impl Copying {
         }
         if variant == Variant::Thp2m {
             for area in [&home, &device] {
+                collapse(area);
                 check_huge(area.region.start().as_ptr().addr(), size)?;
             }
         }
@@ -68,6 +69,14 @@ impl Copying {
             std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), self.granule);
         }
     }
+}
+
+/// Makes huge pages of those that the kernel gave in small ones, where it can;
+/// whether it could is looked at afterwards.
+fn collapse(area: &Mapped) {
+    let start = area.region.start().as_ptr().cast();
+    // SAFETY: a mapping that the caller owns; its contents stay as they are.
+    let _ = unsafe { libc::madvise(start, area.region.size(), libc::MADV_COLLAPSE) };
 }
 
 #[cfg(test)]

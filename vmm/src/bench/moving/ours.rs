@@ -14,7 +14,7 @@ use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig};
 use neap_memory::{Gpa, GpaRange, GuestMemory};
 
-use super::host::{Places, SmallPages};
+use super::host::{HUGE_ENOUGH, Places, SmallPages};
 use super::{BASE, BenchError, Side, Spent, Variant, Way, system, window};
 use crate::bare::Guest;
 use crate::failure::{VM_FAILED, tell};
@@ -106,7 +106,8 @@ impl Ours {
         if let Some((range, what)) = found.mismatches.first() {
             return Err(BenchError::Unexpected(format!("{range}: {what}")));
         }
-        if self.variant == Variant::Thp2m && found.huge < found.checked * self.granule {
+        let enough = HUGE_ENOUGH * (found.checked * self.granule) as f64;
+        if self.variant == Variant::Thp2m && (found.huge as f64) < enough {
             return Err(BenchError::Unable(format!(
                 "only {} of {} granules are in huge pages",
                 found.huge / self.granule,
