@@ -133,9 +133,11 @@ pub fn map(
         // A host without transparent huge pages says EINVAL; small pages are
         // slower and no error.
         let _ = region.advise(huge_from, Advice::LinuxHugepage);
+        // A child would turn private memory copy-on-write under the guest.
+        // Files stay shared, and have no such mark, because mappings of them
+        // that the `remap` engine makes could not be joined to it.
+        region.advise(0, Advice::LinuxDontFork).map_err(refused)?;
     }
-    // A child would turn private memory copy-on-write under the guest.
-    region.advise(0, Advice::LinuxDontFork).map_err(refused)?;
     if prefault {
         region.advise(0, Advice::LinuxPopulateWrite).map_err(refused)?;
     }

@@ -263,7 +263,7 @@ impl RemapEngine {
         });
         let mapped = match injected {
             Some(errno) => Err(errno),
-            None => self.map_fixed(range, spot.file(), spot.offset(size)),
+            None => self.map_fixed(range, spot),
         };
         if let Err(errno) = mapped {
             for step in steps {
@@ -280,7 +280,14 @@ impl RemapEngine {
         let _ = memory::populate(range);
     }
 
-    fn map_fixed(&self, range: HvaRange, file: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+    fn map_fixed(&self, range: HvaRange, spot: Spot<'_>) -> Result<(), Errno> {
+        let mut flags = MapFlags::SHARED | MapFlags::FIXED;
+        // The alias has reserved huge pages. Other files get the flags that
+        // guest memory began with, or what comes home would not become one
+        // mapping with its neighbours that never left.
+        if spot.area.page == HUGE_PAGE_SIZE as usize {
+            flags |= MapFlags::NORESERVE;
+        }
         // SAFETY: the range is guest memory of this engine, mapped from one of
         // its files already; the new mapping has the same contents, as the
         // caller copied them while writers were held off.
@@ -289,9 +296,9 @@ impl RemapEngine {
                 range.start().as_ptr().cast(),
                 range.len(),
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
-                file,
-                offset,
+                flags,
+                spot.file(),
+                spot.offset(self.space.bytes()),
             )
         };
         mapped.map(drop)
@@ -395,7 +402,11 @@ impl Engine for RemapEngine {
     fn exists(&self, granule: Granule) -> bool {
         let spot = self.spot(granule, self.space.birthplace(granule));
         if spot.area.page == HUGE_PAGE_SIZE as usize {
-            return memory::any_in_core(spot.area.alias.slot(spot.index));
+            // Of huge pages the kernel tells only those that are mapped where
+            // it is asked. They are never reclaimed, so whoever touched one
+            // has it mapped.
+            return memory::any_in_core(self.guest(granule))
+                || memory::any_in_core(spot.area.alias.slot(spot.index));
         }
         // Not this process's page tables: pages may have been reclaimed.
         let start = spot.offset(self.space.bytes());
@@ -468,7 +479,7 @@ impl Engine for RemapEngine {
             } else {
                 row.back(spot.index)?;
             }
-            self.map_fixed(guest, spot.file(), spot.offset(self.space.bytes()))?;
+            self.map_fixed(guest, spot)?;
             // As in `map_over`: it is there, watched or not.
             let _ = self.uffd.register(guest, Modes::WriteProtect);
         } else {

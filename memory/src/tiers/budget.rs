@@ -61,8 +61,15 @@ impl VmaBudget {
         true
     }
 
-    /// The mappings that `vmas` were taken for are made, or were given up.
+    /// The mappings that `vmas` were taken for are made.
     pub(crate) fn landed(&mut self, vmas: u64) {
+        self.pending = self.pending.saturating_sub(vmas);
+        // What took none may have given some back.
+        self.stale |= vmas == 0;
+    }
+
+    /// They were not all needed.
+    pub(crate) fn given_up(&mut self, vmas: u64) {
         self.pending = self.pending.saturating_sub(vmas);
         self.stale = true;
     }
@@ -96,7 +103,7 @@ mod tests {
         assert!(budget.take(room));
         // They may be mapped any moment.
         assert!(!budget.take(2));
-        budget.landed(room);
+        budget.given_up(room);
         // Nothing was mapped, so counting finds that there is room again, once
         // it is worth to count.
         assert!((0..COUNT_EVERY).any(|_| budget.take(2)));

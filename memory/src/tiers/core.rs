@@ -271,7 +271,11 @@ impl Core {
     fn settle(&self, job: Job, outcome: Outcome) -> Outcome {
         let Job { claimed, from, from_mapped, to, to_mapped, vmas } = job;
         if self.engine.vmas_per_run() > 0 {
-            lock(&self.budget).landed(vmas);
+            let mut budget = lock(&self.budget);
+            match outcome {
+                Outcome::Moved => budget.landed(vmas),
+                _ => budget.given_up(vmas),
+            }
         }
         let granule = claimed.granule;
         let mapped = if outcome == Outcome::Moved {

@@ -189,7 +189,8 @@ impl Service {
             Decision::ToPool(pool) if lock(&core.budget).take(vmas) => {
                 let frame = core.pool(pool).and_then(|mut pool| pool.allocate(granule));
                 self.place_first(granule, frame.map(|frame| Place::Device { pool, frame }));
-                lock(&self.core.budget).landed(vmas);
+                // Neighbours that are touched in order get one mapping.
+                lock(&self.core.budget).given_up(vmas);
             }
             _ => self.place_first(granule, None),
         }
