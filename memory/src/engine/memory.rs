@@ -89,11 +89,44 @@ fn advise_once(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
 /// # Errors
 /// ENOTTY before Linux 6.7.
 pub(crate) fn present(range: HvaRange) -> Result<Present, Errno> {
+    let mut found = Present::default();
+    scan(range, |pages, huge| {
+        found.bytes += pages.len() as u64;
+        found.huge += if huge { pages.len() as u64 } else { 0 };
+        true
+    })?;
+    Ok(found)
+}
+
+/// How many bytes from the start of `from` on have no page while the same
+/// bytes of `to` have one: those that were moved there.
+///
+/// # Errors
+/// As [`present`].
+pub(crate) fn moved_ahead(from: HvaRange, to: Hva) -> Result<usize, Errno> {
+    let mut gone = from.len();
+    scan(from, |pages, _| {
+        gone = pages.start().0 - from.start().0;
+        false
+    })?;
+    let mut arrived = to;
+    if gone > 0 {
+        scan(HvaRange::new(to, gone), |pages, _| {
+            let follows = pages.start() == arrived;
+            arrived = if follows { pages.end() } else { arrived };
+            follows
+        })?;
+    }
+    Ok(arrived.0 - to.0)
+}
+
+/// Calls `each` with the parts of `range` that have pages, in order, and
+/// whether those are huge, until it says false.
+fn scan(range: HvaRange, mut each: impl FnMut(HvaRange, bool) -> bool) -> Result<(), Errno> {
     const REGIONS: usize = 64;
     static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
     let pagemap = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok());
     let pagemap = pagemap.as_ref().ok_or(Errno::NOENT)?;
-    let mut found = Present::default();
     let mut start = range.start().0 as u64;
     let end = range.end().0 as u64;
     while start < end {
@@ -118,16 +151,18 @@ pub(crate) fn present(range: HvaRange) -> Result<Present, Errno> {
         // SAFETY: the kernel writes into `request` and, at the most `vec_len`
         // entries, into `regions`; both live until after the call.
         unsafe { rustix::ioctl::ioctl(pagemap, call) }?;
-        for [start, end, categories] in regions {
-            found.bytes += end - start;
-            found.huge += if categories & PAGE_IS_HUGE == 0 { 0 } else { end - start };
+        for [start, end, categories] in regions.into_iter().filter(|[start, end, _]| start < end) {
+            let pages = HvaRange::new(Hva(start as usize), (end - start) as usize);
+            if !each(pages, categories & PAGE_IS_HUGE != 0) {
+                return Ok(());
+            }
         }
         if request.walk_end <= start {
             break;
         }
         start = request.walk_end;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Answer of [`present`], in bytes.
@@ -258,5 +293,22 @@ mod tests {
         assert!(slots.is_backed(3) && !slots.is_backed(2));
         assert_eq!(present(slots.range()).unwrap().bytes, slots.slot(3).len() as u64);
         assert!(any_present(slots.slot(3)) && !any_present(slots.slot(4)));
+    }
+    #[test]
+    fn what_moved_ahead_is_what_is_missing_here_and_there_over_there() {
+        let slots = Slots::anonymous(2, GranuleSize::K64, false).unwrap();
+        let (from, to) = (slots.slot(0), slots.slot(1));
+        let page = |slot: HvaRange, index: usize, count: usize| {
+            HvaRange::new(slot.start().offset(index * 4096), count * 4096)
+        };
+        // Nothing anywhere.
+        assert_eq!(moved_ahead(from, to.start()), Ok(0));
+        populate(page(to, 0, 3)).unwrap();
+        populate(page(to, 5, 4)).unwrap();
+        assert_eq!(moved_ahead(from, to.start()), Ok(3 * 4096));
+        populate(page(from, 2, 1)).unwrap();
+        assert_eq!(moved_ahead(from, to.start()), Ok(2 * 4096));
+        populate(page(from, 0, 1)).unwrap();
+        assert_eq!(moved_ahead(from, to.start()), Ok(0));
     }
 }

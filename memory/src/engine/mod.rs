@@ -96,11 +96,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno>;
 
     /// Gives a granule that nobody ever touched zeroed memory at `to` and
-    /// wakes whoever waits for it.
+    /// wakes whoever waits for it. At home that takes no VMA.
     fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno>;
-
-    /// The same at home, without a VMA more than there is.
-    fn fill_first(&self, granule: Granule) -> Result<(), Errno>;
 
     /// Whether it can leave granules unmapped in a frame on this way.
     fn can(&self, step: &Step) -> bool;

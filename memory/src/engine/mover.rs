@@ -124,11 +124,40 @@ impl MoveEngine {
                     thread::yield_now();
                 }
                 Err(MoveError { moved, errno }) => {
-                    return Err(MoveError { moved: done + moved, errno });
+                    done += moved;
+                    let forgotten = match errno {
+                        Errno::EXIST => self.forgotten(from, done, to)?,
+                        _ => 0,
+                    };
+                    if forgotten == 0 {
+                        return Err(MoveError { moved: done, errno });
+                    }
+                    done += forgotten;
+                    if done == from.len() {
+                        break;
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Bytes after the first `done` of `from` that were moved although the
+    /// kernel does not say so; whoever waits for them is woken.
+    ///
+    /// Linux since 6.18 does that (`move_pages` in mm/userfaultfd.c): once it
+    /// has met a page that it has to try again, it goes back to the start of
+    /// what it moves next, finds that it has arrived, and says EEXIST. Nobody
+    /// but this engine puts pages into slots, or into guest memory that is
+    /// watched, so what is gone here and has come there was moved.
+    fn forgotten(&self, from: HvaRange, done: usize, to: Hva) -> Result<usize, MoveError> {
+        let failed = |errno| MoveError { moved: done, errno };
+        let rest = HvaRange::new(from.start().offset(done), from.len() - done);
+        let bytes = memory::moved_ahead(rest, to.offset(done)).map_err(failed)?;
+        if bytes > 0 {
+            self.uffd.wake(HvaRange::new(to.offset(done), bytes)).map_err(failed)?;
+        }
+        Ok(bytes)
     }
 
     /// The same, for pages that must go back to where they were.
@@ -402,10 +431,6 @@ impl Engine for MoveEngine {
                 Ok(())
             }
         }
-    }
-
-    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
-        self.place_first(granule, Place::Home)
     }
 
     fn can(&self, _: &Step) -> bool {

@@ -469,20 +469,16 @@ impl Engine for RemapEngine {
                 row.back(spot.index)?;
             }
             self.map_fixed(guest, spot.file(), spot.offset(self.space.bytes()))?;
-            // The frame is the guest's now, watched or not; the next move of
-            // it tries again.
+            // As in `map_over`: it is there, watched or not.
             let _ = self.uffd.register(guest, Modes::WriteProtect);
         } else {
-            // No longer watched for missing pages: the kernel fills them.
-            self.uffd.register(guest, Modes::WriteProtect)?;
+            // The mapping stays watched for missing pages, for a watch cannot
+            // be narrowed; a page that is in the file is not missing.
+            let home = self.spot(granule, Place::Home);
+            home.area.alias.back(home.index)?;
         }
         self.wake(guest);
         Ok(())
-    }
-
-    fn fill_first(&self, granule: Granule) -> Result<(), Errno> {
-        let zeros = Slots::anonymous(1, self.space.size(), true)?;
-        self.fill_from(zeros.at(0), granule)
     }
 
     fn can(&self, step: &Step) -> bool {

@@ -138,6 +138,7 @@ pub(crate) fn run(
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Report {
     let since = Instant::now();
+    lock(&core.budget).look_again();
     let mut run = Run {
         core,
         tally: Arc::default(),

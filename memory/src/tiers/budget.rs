@@ -17,7 +17,12 @@ const COUNT_EVERY: u32 = 512;
 pub(crate) struct VmaBudget {
     limit: u64,
     estimate: u64,
-    /// Refusals since the last count.
+    /// Of the estimate: taken for mappings that are still to be made, which
+    /// counting does not find.
+    pending: u64,
+    /// Whether a count could find less than the last one.
+    stale: bool,
+    /// Refusals since something was last taken.
     refused: u32,
 }
 
@@ -27,15 +32,23 @@ impl VmaBudget {
         let max = fs::read_to_string("/proc/sys/vm/max_map_count");
         // The kernel's default, DEFAULT_MAX_MAP_COUNT.
         let max = max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530u64);
-        Self { limit: max.saturating_sub(RESERVE.min(max / 2)), estimate: count(), refused: 0 }
+        Self {
+            limit: max.saturating_sub(RESERVE.min(max / 2)),
+            estimate: count(),
+            pending: 0,
+            stale: true,
+            refused: 0,
+        }
     }
 
-    /// Takes `vmas`; false if that is too many.
+    /// Takes `vmas` for mappings that are about to be made; false if that is
+    /// too many.
     pub(crate) fn take(&mut self, vmas: u64) -> bool {
         let fits = |estimate: u64| vmas == 0 || estimate + vmas <= self.limit;
         if !fits(self.estimate) {
-            if self.refused.is_multiple_of(COUNT_EVERY) {
-                self.estimate = count();
+            if self.stale && self.refused.is_multiple_of(COUNT_EVERY) {
+                self.estimate = count() + self.pending;
+                self.stale = false;
             }
             if !fits(self.estimate) {
                 self.refused = self.refused.wrapping_add(1);
@@ -44,7 +57,20 @@ impl VmaBudget {
         }
         self.refused = 0;
         self.estimate += vmas;
+        self.pending += vmas;
         true
+    }
+
+    /// The mappings that `vmas` were taken for are made, or were given up.
+    pub(crate) fn landed(&mut self, vmas: u64) {
+        self.pending = self.pending.saturating_sub(vmas);
+        self.stale = true;
+    }
+
+    /// The rest of the process may have fewer than at the last count.
+    pub(crate) fn look_again(&mut self) {
+        self.stale = true;
+        self.refused = 0;
     }
 
     /// Most VMAs, and how many there may be now.
@@ -68,9 +94,14 @@ mod tests {
         let mut budget = VmaBudget::new();
         let room = budget.limit - budget.estimate;
         assert!(budget.take(room));
-        // Nothing was mapped, so counting finds that there is room again.
-        assert!(budget.take(2));
+        // They may be mapped any moment.
+        assert!(!budget.take(2));
+        budget.landed(room);
+        // Nothing was mapped, so counting finds that there is room again, once
+        // it is worth to count.
+        assert!((0..COUNT_EVERY).any(|_| budget.take(2)));
         budget.limit = 1;
+        budget.look_again();
         assert!(!budget.take(2));
         assert!(budget.take(0));
     }

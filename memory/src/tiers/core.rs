@@ -31,12 +31,14 @@ const ADOPT: u64 = crate::addr::HUGE_PAGE_SIZE;
 /// A granule on its way.
 #[derive(Debug)]
 pub(crate) struct Job {
-    claimed: Claimed,
+    pub(super) claimed: Claimed,
     /// Where it really is, also if nobody had moved it before.
-    from: Place,
-    from_mapped: bool,
-    to: Place,
-    to_mapped: bool,
+    pub(super) from: Place,
+    pub(super) from_mapped: bool,
+    pub(super) to: Place,
+    pub(super) to_mapped: bool,
+    /// VMAs that were taken from the budget for it.
+    vmas: u64,
 }
 
 impl Job {
@@ -48,19 +50,6 @@ impl Job {
             to: self.to,
             to_mapped: self.to_mapped,
         }
-    }
-
-    /// Whether this job's granule and places follow those of `last`, so that
-    /// one mapping serves both.
-    pub(crate) fn follows(&self, last: (Granule, Place)) -> bool {
-        let places = match (last.1, self.to) {
-            (Place::Home, Place::Home) => true,
-            (Place::Device { pool: a, frame: f }, Place::Device { pool: b, frame: g }) => {
-                a == b && f.0.checked_add(1) == Some(g.0)
-            }
-            _ => false,
-        };
-        places && last.0.0.checked_add(1) == Some(self.claimed.granule.0)
     }
 
     /// Granule and destination.
@@ -146,6 +135,11 @@ impl Core {
             if self.engine.adopts() {
                 self.adopt(granule)?;
                 view = self.table.get(granule);
+                // Passed over because of a pin that may be gone by now. It is
+                // not watched, and without its page it would read as zeros.
+                if view.place == Place::Untouched {
+                    return Err(Outcome::Busy);
+                }
             }
         }
         let (pool, to) = match (request.to, frames) {
@@ -155,15 +149,12 @@ impl Core {
             }
             _ => (None, Place::Home),
         };
-        let claimed = self.claim_for(granule, view, to).and_then(|job| {
-            let vmas = match last {
-                Some(last) if job.follows(last) => 0,
-                _ => self.engine.vmas_per_run(),
-            };
-            if lock(&self.budget).take(vmas) {
+        let claimed = self.claim_for(granule, view, to).and_then(|mut job| {
+            job.vmas = self.vmas(&job, last);
+            if job.vmas == 0 || lock(&self.budget).take(job.vmas) {
                 return Ok(job);
             }
-            self.table.abort(job.claimed);
+            self.abort(job.claimed);
             Err(Outcome::VmaBudget)
         });
         if let (Err(_), Some((frames, frame))) = (&claimed, pool) {
@@ -221,7 +212,7 @@ impl Core {
             ClaimError::Pinned => Outcome::Pinned,
         })?;
         if claimed.from != view.place {
-            self.table.abort(claimed);
+            self.abort(claimed);
             return Err(Outcome::Busy);
         }
         let from = self.space.actual(granule, claimed.from);
@@ -230,7 +221,29 @@ impl Core {
             Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
             Place::Home | Place::Untouched => true,
         };
-        Ok(Job { claimed, from, from_mapped, to, to_mapped })
+        Ok(Job { claimed, from, from_mapped, to, to_mapped, vmas: 0 })
+    }
+
+    /// Lets go of a granule that was claimed and not touched.
+    fn abort(&self, claimed: Claimed) {
+        let (granule, mapped) = (claimed.granule, claimed.was_mapped);
+        self.table.abort(claimed);
+        // As in `settle`.
+        if !mapped {
+            self.wake(granule);
+        }
+    }
+
+    /// Brings a granule home that was touched in a frame where nobody reaches
+    /// it. False if it has to be tried again.
+    pub(crate) fn come_home(&self, granule: Granule, view: View) -> bool {
+        // An error: a pin holds it, or it changed since it was looked at.
+        let came = self.claim_for(granule, view, Place::Home).is_ok_and(|job| {
+            let outcomes = self.carry_out(vec![job]);
+            outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved)
+        });
+        self.counters.come_home.fetch_add(u64::from(came), Ordering::Relaxed);
+        came
     }
 
     /// Gives the frame of a place back to its pool.
@@ -256,7 +269,10 @@ impl Core {
     }
 
     fn settle(&self, job: Job, outcome: Outcome) -> Outcome {
-        let Job { claimed, from, from_mapped, to, to_mapped } = job;
+        let Job { claimed, from, from_mapped, to, to_mapped, vmas } = job;
+        if self.engine.vmas_per_run() > 0 {
+            lock(&self.budget).landed(vmas);
+        }
         let granule = claimed.granule;
         let mapped = if outcome == Outcome::Moved {
             self.table.finish(claimed, to, to_mapped);
@@ -287,25 +303,26 @@ impl Core {
 
     /// Takes the memory around a granule that nobody moved yet under control.
     fn adopt(&self, granule: Granule) -> Result<(), Outcome> {
+        let part = self.space.part(granule).ok_or(Outcome::Busy)?;
         let _one_at_a_time = lock(&self.adopting);
         if self.table.get(granule).place != Place::Untouched {
             return Ok(());
         }
-        let part = self.space.part(granule).ok_or(Outcome::Busy)?;
         let piece = (ADOPT / self.space.size().bytes()).max(1) as u32;
         let first = part.first + (granule.0 - part.first) / piece * piece;
         let end = (part.first + part.count).min(first + piece);
         // A VMA of its own, unless the piece before is under control too.
         let joins =
             first > part.first && self.table.get(Granule(first - 1)).place != Place::Untouched;
-        if !lock(&self.budget).take(if joins { 0 } else { 2 }) {
+        let vmas = if joins { 0 } else { 2 };
+        if !lock(&self.budget).take(vmas) {
             return Err(Outcome::VmaBudget);
         }
         let mut claimed: Vec<Claimed> = Vec::new();
         for index in first..end {
             match self.table.claim(Granule(index)) {
                 Ok(claim) if claim.from == Place::Untouched => claimed.push(claim),
-                Ok(claim) => self.table.abort(claim),
+                Ok(claim) => self.abort(claim),
                 Err(_) => {}
             }
         }
@@ -318,11 +335,12 @@ impl Core {
                         let place = self.space.birthplace(claim.granule);
                         self.table.finish(claim, place, true);
                     }
-                    Err(_) => self.table.abort(claim),
+                    Err(_) => self.abort(claim),
                 }
             }
             result = result.and(adopted);
         }
+        lock(&self.budget).landed(vmas);
         result.map_err(|errno| match errno {
             Errno::NOMEM => Outcome::NoFrame,
             _ => Outcome::Busy,

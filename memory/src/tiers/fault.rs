@@ -17,7 +17,6 @@ use rustix::io::Errno;
 use super::core::{Core, lock};
 use super::death::Death;
 use crate::granule::{Granule, Kind, PoolId};
-use crate::migrate::Outcome;
 use crate::policy::{Decision, Event as Touch, Facts};
 use crate::table::{ClaimError, Place, View};
 use crate::uffd::Event;
@@ -166,17 +165,8 @@ impl Service {
         if lock(&core.policy).decide(Touch::VcpuTouch, &facts) != Decision::ToHome {
             (core.fatal)("a policy leaves an unmapped granule where it is");
         }
-        match core.claim_for(granule, view, Place::Home) {
-            Ok(job) => {
-                let outcomes = core.carry_out(vec![job]);
-                if outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved) {
-                    core.counters.come_home.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    self.retry(granule);
-                }
-            }
-            // A pin holds it, or it changed since it was looked at.
-            Err(_) => self.retry(granule),
+        if !core.come_home(granule, view) {
+            self.retry(granule);
         }
     }
 
@@ -194,14 +184,20 @@ impl Service {
             fast,
         };
         let decision = lock(&core.policy).decide(Touch::FirstTouch, &facts);
-        let room = lock(&core.budget).take(core.engine.vmas_per_run());
-        let frame = match decision {
-            Decision::ToPool(pool) if room => core
-                .pool(pool)
-                .and_then(|mut pool| pool.allocate(granule).map(|frame| (pool.id(), frame))),
-            Decision::ToPool(_) | Decision::Stay | Decision::ToHome => None,
-        };
-        let mut device = frame.map(|(pool, frame)| Place::Device { pool, frame });
+        let vmas = core.engine.vmas_per_run();
+        match decision {
+            Decision::ToPool(pool) if lock(&core.budget).take(vmas) => {
+                let frame = core.pool(pool).and_then(|mut pool| pool.allocate(granule));
+                self.place_first(granule, frame.map(|frame| Place::Device { pool, frame }));
+                lock(&self.core.budget).landed(vmas);
+            }
+            _ => self.place_first(granule, None),
+        }
+    }
+
+    /// Gives a granule its first memory: `device`, which is its own, or home.
+    fn place_first(&mut self, granule: Granule, mut device: Option<Place>) {
+        let core = &self.core;
         let claimed = match core.table.claim(granule) {
             Ok(claimed) => Some(claimed),
             // Whoever pinned it may be the one who waits. It can have its
@@ -223,11 +219,7 @@ impl Service {
             return core.wake(granule);
         }
         for place in device.into_iter().chain([Place::Home]) {
-            let placed = match room {
-                true => core.engine.place_first(granule, place),
-                false => core.engine.fill_first(granule),
-            };
-            if placed.is_ok() {
+            if core.engine.place_first(granule, place).is_ok() {
                 core.table.finish(claimed, place, true);
                 core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
                 return;

@@ -8,6 +8,7 @@
 //! whoever owns them does that after the last vCPU has ended; the death of a
 //! thread that moves granules ends the process ([`death`]).
 
+mod borders;
 mod budget;
 mod build;
 mod config;
@@ -20,6 +21,7 @@ mod look;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub use config::{RegionConfig, TiersConfig, TiersError};
@@ -93,6 +95,10 @@ impl Tiers {
     /// Holds the granules of `range` where they are, as a device does that
     /// accesses them by itself; waits up to `patience` for those in motion.
     ///
+    /// A granule in a frame of kind `private` comes home first, as on any
+    /// other touch: whoever pinned it there and then touched it would wait for
+    /// its own pin.
+    ///
     /// # Errors
     /// Not guest memory, or still moving.
     pub fn pin(&self, range: GpaRange, patience: Duration) -> Result<Pin, PinRangeError> {
@@ -101,7 +107,7 @@ impl Tiers {
         let mut pin = Pin { core: Arc::clone(&self.core), held: Vec::new() };
         for granule in granules.iter().flat_map(|(first, count)| first.0..first.0 + count) {
             let granule = Granule(granule);
-            self.core.table.pin(granule, deadline)?;
+            self.pin_one(granule, deadline)?;
             // Pinned, it stays where it is, so its frame can be counted.
             if let Place::Device { pool, frame } = self.core.table.get(granule).place
                 && let Some(mut pool) = self.core.pool(pool)
@@ -113,6 +119,28 @@ impl Tiers {
             pin.held.push(granule);
         }
         Ok(pin)
+    }
+
+    /// Pins a granule that is mapped, or untouched.
+    fn pin_one(&self, granule: Granule, deadline: Instant) -> Result<(), PinError> {
+        /// Between two tries to bring a granule home.
+        const AGAIN: Duration = Duration::from_millis(1);
+        let core = &self.core;
+        let _death = death::Death::of("a thread that moves memory", core.fatal);
+        loop {
+            core.table.pin(granule, deadline)?;
+            let view = core.table.get(granule);
+            if !view.place.is_device() || view.mapped {
+                return Ok(());
+            }
+            core.table.unpin(granule);
+            if !core.come_home(granule, view) {
+                if Instant::now() >= deadline {
+                    return Err(PinError::TimedOut);
+                }
+                thread::sleep(AGAIN);
+            }
+        }
     }
 
     /// Refuses requests from now on and ends those at work after the granules
