@@ -49,6 +49,8 @@ pub(crate) struct Tally {
 #[derive(Default)]
 struct State {
     in_flight: usize,
+    /// How few the requester waits for.
+    wanted: usize,
     settled: Vec<(Granule, Outcome)>,
 }
 
@@ -58,8 +60,11 @@ impl Tally {
         let mut state = lock(&self.state);
         state.in_flight -= outcomes.len();
         state.settled.extend_from_slice(outcomes);
+        let enough = state.in_flight <= state.wanted;
         drop(state);
-        self.changed.notify_all();
+        if enough {
+            self.changed.notify_all();
+        }
     }
 
     fn submit(&self, count: usize) {
@@ -69,7 +74,8 @@ impl Tally {
     /// Waits until at the most `most` are in flight, or for a while, and
     /// returns what has settled. The flag says whether it came to that.
     fn wait(&self, most: usize) -> (Vec<(Granule, Outcome)>, bool) {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        state.wanted = most;
         let over = |state: &mut State| state.in_flight > most;
         let (mut state, timeout) = self
             .changed
@@ -186,7 +192,11 @@ pub(crate) fn run(
                 group.push(job);
                 if group.len() == group_len {
                     run.submit(crew, std::mem::take(&mut group));
-                    run.wait(window.saturating_sub(group_len), progress);
+                    // Half of them at a time, so that this thread is not
+                    // woken for each.
+                    if run.in_flight() + group_len > window {
+                        run.wait(window / 2, progress);
+                    }
                 }
             }
             Err(outcome) => run.note(granule, outcome),
@@ -221,6 +231,10 @@ impl Run<'_> {
             self.tally.submit(jobs.len());
             crew.submit(Group { jobs, tally: Arc::clone(&self.tally) });
         }
+    }
+
+    fn in_flight(&self) -> usize {
+        lock(&self.tally.state).in_flight
     }
 
     /// Waits until at the most `most` granules are in flight.
