@@ -436,7 +436,9 @@ impl Engine for RemapEngine {
     fn exists(&self, granule: Granule) -> bool {
         let spot = self.spot(granule, self.space.birthplace(granule));
         if spot.area.page == HUGE_PAGE_SIZE as usize {
-            return memory::any_in_core(spot.area.alias.slot(spot.index));
+            // mincore(2) tells of page tables there, and such pages stay in them.
+            return memory::any_in_core(self.guest(granule))
+                || memory::any_in_core(spot.area.alias.slot(spot.index));
         }
         // Not this process's page tables: pages may have been reclaimed.
         let start = spot.offset(self.space.bytes());
