@@ -60,14 +60,25 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Hands a group over.
+    /// Hands a group over. Threads that wait for work are woken when there are
+    /// some, or by [`Crew::flush`].
     pub(crate) fn submit(&self, group: Group) {
         let mut queue = lock(&self.desk.queue);
         queue.groups.push_back(group);
-        let idle = queue.idle > 0;
+        let wake = queue.groups.len() >= WAKE_FOR && queue.idle > 0;
         drop(queue);
-        if idle {
-            self.desk.work.notify_one();
+        if wake {
+            self.desk.work.notify_all();
+        }
+    }
+
+    /// Has everything that was handed over begun on.
+    pub(crate) fn flush(&self) {
+        let queue = lock(&self.desk.queue);
+        let wake = !queue.groups.is_empty() && queue.idle > 0;
+        drop(queue);
+        if wake {
+            self.desk.work.notify_all();
         }
     }
 }
@@ -89,7 +100,9 @@ const CALM: u32 = 8;
 /// Most groups that are moved as one. Calls for many granules cost little more
 /// than for one, but a granule of them is away for as long as all are; in a
 /// guest that uses its memory that would cost more than it saves.
-const JOINED: usize = 8;
+const JOINED: usize = 16;
+/// Groups that are worth waking a thread for.
+const WAKE_FOR: usize = 8;
 
 fn serve(core: &Core, desk: &Desk) {
     let mut calm = 0;

@@ -180,6 +180,7 @@ pub(crate) fn run(
         // What is claimed does not wait for granules far away.
         if !group.is_empty() && looked >= LOOKS_FOR_GROUP {
             run.submit(crew, std::mem::take(&mut group));
+            crew.flush();
         }
         looked += 1;
         match core.claim(granule, request, &mut frames, last) {
@@ -195,7 +196,7 @@ pub(crate) fn run(
                     // Half of them at a time, so that this thread is not
                     // woken for each.
                     if run.in_flight() + group_len > window {
-                        run.wait(window / 2, progress);
+                        run.wait(crew, window / 2, progress);
                     }
                 }
             }
@@ -208,7 +209,7 @@ pub(crate) fn run(
         frames.release(&mut pool);
     }
     run.submit(crew, group);
-    run.wait(0, progress);
+    run.wait(crew, 0, progress);
     run.report.elapsed = since.elapsed();
     run.report
 }
@@ -238,7 +239,13 @@ impl Run<'_> {
     }
 
     /// Waits until at the most `most` granules are in flight.
-    fn wait(&mut self, most: usize, progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>) {
+    fn wait(
+        &mut self,
+        crew: &Crew,
+        most: usize,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) {
+        crew.flush();
         loop {
             let (settled, enough) = self.tally.wait(most);
             for (granule, outcome) in settled {
