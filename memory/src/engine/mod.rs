@@ -13,6 +13,7 @@
 //! be made whole again ends the process ([`Fatal`]).
 
 pub mod hooks;
+pub(crate) mod hurry;
 pub(crate) mod memory;
 pub(crate) mod mover;
 pub(crate) mod remap;
@@ -22,6 +23,7 @@ use std::str::FromStr;
 
 use rustix::io::Errno;
 
+use self::hurry::Hurry;
 use crate::granule::Granule;
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
@@ -89,8 +91,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     fn exists(&self, granule: Granule) -> bool;
 
     /// Carries `steps` out and puts what came of each into `outcomes`, in
-    /// order: [`Outcome::Moved`], or why it is where it was.
-    fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>);
+    /// order: [`Outcome::Moved`], or why it is where it was. What `hurry` says
+    /// that somebody waits for comes first.
+    fn transfer(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut Vec<Outcome>);
 
     /// Makes first touches of `range` come as events.
     fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno>;

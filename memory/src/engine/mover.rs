@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::hooks::{Hooks, Inject, Point};
+use super::hurry::Hurry;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::granule::Granule;
@@ -356,7 +357,7 @@ impl Engine for MoveEngine {
         memory::any_present(HvaRange::new(self.guest(granule), self.space.bytes()))
     }
 
-    fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>) {
+    fn transfer(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut Vec<Outcome>) {
         let size = self.space.bytes();
         let first = outcomes.len();
         outcomes.extend(steps.iter().map(|step| match self.prepare(step) {
@@ -364,46 +365,52 @@ impl Engine for MoveEngine {
             Err(outcome) => outcome,
         }));
         let outcomes = &mut outcomes[first..];
+        // What is still to be copied, and then to be given.
+        let mut open: Vec<bool> =
+            outcomes.iter().map(|outcome| *outcome == Outcome::Moved).collect();
+        let mut to_give = vec![false; steps.len()];
         for (index, step) in steps.iter().enumerate() {
-            if outcomes[index] == Outcome::Moved
+            if open[index]
                 && step.from_mapped
                 && self.hook(Point::Freeze, step.granule) == Inject::Omit
             {
                 outcomes[index] = self.transfer_unfrozen(step);
-                // Done: the rest passes over it.
-                if outcomes[index] == Outcome::Moved {
-                    outcomes[index] = Outcome::AlreadyThere;
-                }
+                open[index] = false;
             }
         }
         let taken = runs(
             steps,
             size,
-            |index, step| outcomes[index] == Outcome::Moved && step.from_mapped,
+            |index, step| open[index] && step.from_mapped,
             |step| (self.guest(step.granule).0, self.slot_at(step.granule, step.from).0),
         );
         for run in taken {
-            self.take(&steps[run.clone()], &mut outcomes[run]);
+            self.take(&steps[run.clone()], &mut outcomes[run.clone()]);
+            for index in run {
+                open[index] = outcomes[index] == Outcome::Moved;
+            }
         }
-        for (index, step) in steps.iter().enumerate() {
-            if outcomes[index] == Outcome::Moved
-                && let Err(outcome) = self.copy(step, self.slot_at(step.granule, step.from))
-            {
+        let mut order = hurry.order(steps);
+        while let Some(index) = order.next(&open) {
+            open[index] = false;
+            let step = &steps[index];
+            if let Err(outcome) = self.copy(step, self.slot_at(step.granule, step.from)) {
                 self.put_back(step);
                 outcomes[index] = outcome;
+            } else if step.to_mapped && hurry.take(step.granule) {
+                self.give(&steps[index..=index], &mut outcomes[index..=index]);
+            } else {
+                to_give[index] = step.to_mapped;
             }
         }
         let given = runs(
             steps,
             size,
-            |index, step| outcomes[index] == Outcome::Moved && step.to_mapped,
+            |index, _| to_give[index],
             |step| (self.slot_at(step.granule, step.to).0, self.guest(step.granule).0),
         );
         for run in given {
             self.give(&steps[run.clone()], &mut outcomes[run]);
-        }
-        for outcome in outcomes.iter_mut().filter(|outcome| **outcome == Outcome::AlreadyThere) {
-            *outcome = Outcome::Moved;
         }
     }
 

@@ -31,6 +31,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use super::hooks::{Hooks, Inject, Point};
+use super::hurry::Hurry;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
@@ -277,7 +278,47 @@ impl RemapEngine {
         let _ = self.uffd.register(range, Modes::WriteProtect);
         self.wake(range);
         // The guest would fault on each small page; this is one call for all.
-        let _ = memory::populate(range);
+        if spot.area.page == PAGE_SIZE as usize {
+            let _ = memory::populate(range);
+        }
+    }
+
+    /// The way of granules that the guest has mapped.
+    fn transfer_mapped(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut [Outcome]) {
+        self.freeze(steps, outcomes);
+        // What is still to be copied, and then to be mapped.
+        let mut open: Vec<bool> =
+            outcomes.iter().map(|outcome| *outcome == Outcome::Moved).collect();
+        let mut to_map = vec![false; steps.len()];
+        let mut order = hurry.order(steps);
+        while let Some(index) = order.next(&open) {
+            open[index] = false;
+            let step = &steps[index];
+            if let Err(outcome) = self.copy(step) {
+                self.release(self.guest(step.granule));
+                outcomes[index] = outcome;
+            } else if !step.to_mapped {
+                if let Err(outcome) = self.unmap(step) {
+                    outcomes[index] = outcome;
+                }
+            } else if hurry.take(step.granule) {
+                self.map_over(&steps[index..=index], &mut outcomes[index..=index]);
+            } else {
+                to_map[index] = true;
+            }
+        }
+        let over = runs(
+            steps,
+            self.space.bytes(),
+            |index, _| to_map[index],
+            |step| {
+                let spot = self.spot(step.granule, step.to);
+                (self.guest(step.granule).start().0, spot.alias().0)
+            },
+        );
+        for run in over {
+            self.map_over(&steps[run.clone()], &mut outcomes[run]);
+        }
     }
 
     fn map_fixed(&self, range: HvaRange, spot: Spot<'_>) -> Result<(), Errno> {
@@ -402,9 +443,7 @@ impl Engine for RemapEngine {
     fn exists(&self, granule: Granule) -> bool {
         let spot = self.spot(granule, self.space.birthplace(granule));
         if spot.area.page == HUGE_PAGE_SIZE as usize {
-            // Of huge pages the kernel tells only those that are mapped where
-            // it is asked. They are never reclaimed, so whoever touched one
-            // has it mapped.
+            // mincore(2) tells of page tables there, and such pages stay in them.
             return memory::any_in_core(self.guest(granule))
                 || memory::any_in_core(spot.area.alias.slot(spot.index));
         }
@@ -414,7 +453,7 @@ impl Engine for RemapEngine {
         data.is_ok_and(|data| data < start + self.space.size().bytes())
     }
 
-    fn transfer(&self, steps: &[Step], outcomes: &mut Vec<Outcome>) {
+    fn transfer(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut Vec<Outcome>) {
         let first = outcomes.len();
         outcomes.extend(steps.iter().map(|step| match self.prepare(step) {
             Ok(()) => Outcome::Moved,
@@ -431,36 +470,7 @@ impl Engine for RemapEngine {
         }
         let mapped: Vec<_> = runs(steps, 0, |_, step| step.from_mapped, |_| (0, 0));
         for run in mapped {
-            let (steps, outcomes) = (&steps[run.clone()], &mut outcomes[run]);
-            self.freeze(steps, outcomes);
-            for (index, step) in steps.iter().enumerate() {
-                if outcomes[index] == Outcome::Moved
-                    && let Err(outcome) = self.copy(step)
-                {
-                    self.release(self.guest(step.granule));
-                    outcomes[index] = outcome;
-                }
-            }
-            let over = runs(
-                steps,
-                self.space.bytes(),
-                |index, step| outcomes[index] == Outcome::Moved && step.to_mapped,
-                |step| {
-                    let spot = self.spot(step.granule, step.to);
-                    (self.guest(step.granule).start().0, spot.alias().0)
-                },
-            );
-            for run in over {
-                self.map_over(&steps[run.clone()], &mut outcomes[run]);
-            }
-            for (index, step) in steps.iter().enumerate() {
-                if outcomes[index] == Outcome::Moved
-                    && !step.to_mapped
-                    && let Err(outcome) = self.unmap(step)
-                {
-                    outcomes[index] = outcome;
-                }
-            }
+            self.transfer_mapped(&steps[run.clone()], hurry, &mut outcomes[run]);
         }
     }
 

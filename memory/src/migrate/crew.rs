@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -21,6 +22,9 @@ pub(crate) struct Group {
 #[derive(Default)]
 struct Queue {
     groups: VecDeque<Group>,
+    threads: usize,
+    /// Threads that wait for work.
+    idle: usize,
     over: bool,
 }
 
@@ -43,6 +47,7 @@ impl Crew {
     /// No thread could be had.
     pub(crate) fn new(core: &Arc<Core>, count: usize) -> io::Result<Self> {
         let desk = Arc::<Desk>::default();
+        lock(&desk.queue).threads = count.max(1);
         let mut crew = Self { desk, threads: Vec::new() };
         for index in 0..count.max(1) {
             let (core, desk) = (Arc::clone(core), Arc::clone(&crew.desk));
@@ -55,10 +60,26 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Hands a group over.
+    /// Hands a group over. Threads that wait for work are woken when there are
+    /// some, or by [`Crew::flush`].
     pub(crate) fn submit(&self, group: Group) {
-        lock(&self.desk.queue).groups.push_back(group);
-        self.desk.work.notify_one();
+        let mut queue = lock(&self.desk.queue);
+        queue.groups.push_back(group);
+        let wake = queue.groups.len() >= WAKE_FOR && queue.idle > 0;
+        drop(queue);
+        if wake {
+            self.desk.work.notify_all();
+        }
+    }
+
+    /// Has everything that was handed over begun on.
+    pub(crate) fn flush(&self) {
+        let queue = lock(&self.desk.queue);
+        let wake = !queue.groups.is_empty() && queue.idle > 0;
+        drop(queue);
+        if wake {
+            self.desk.work.notify_all();
+        }
     }
 }
 
@@ -74,21 +95,59 @@ impl Drop for Crew {
     }
 }
 
+/// Groups in a row that nobody waited for until groups are joined.
+const CALM: u32 = 8;
+/// Most groups that are moved as one. Calls for many granules cost little more
+/// than for one, but a granule of them is away for as long as all are; in a
+/// guest that uses its memory that would cost more than it saves.
+const JOINED: usize = 16;
+/// Groups that are worth waking a thread for.
+const WAKE_FOR: usize = 8;
+
 fn serve(core: &Core, desk: &Desk) {
-    loop {
-        let group = {
-            let mut queue = lock(&desk.queue);
-            loop {
-                if let Some(group) = queue.groups.pop_front() {
-                    break group;
-                }
-                if queue.over {
-                    return;
-                }
-                queue = desk.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    let mut calm = 0;
+    while let Some(groups) = next(desk, calm) {
+        let waited = core.counters.waited.load(Ordering::Relaxed);
+        let mut jobs = Vec::new();
+        let mut tallies = Vec::with_capacity(groups.len());
+        for group in groups {
+            tallies.push((group.jobs.len(), group.tally));
+            match jobs.is_empty() {
+                true => jobs = group.jobs,
+                false => jobs.extend(group.jobs),
             }
-        };
-        let outcomes: Vec<(_, Outcome)> = core.carry_out(group.jobs);
-        group.tally.add(&outcomes);
+        }
+        let outcomes: Vec<(_, Outcome)> = core.carry_out(jobs);
+        let mut rest = outcomes.as_slice();
+        for (count, tally) in tallies {
+            let (own, others) = rest.split_at(count);
+            tally.add(own);
+            rest = others;
+        }
+        let undisturbed = core.counters.waited.load(Ordering::Relaxed) == waited;
+        calm = if undisturbed { (calm + 1).min(CALM) } else { 0 };
+    }
+}
+
+/// The next group, with others behind it when all is calm; none at the end.
+fn next(desk: &Desk, calm: u32) -> Option<Vec<Group>> {
+    let mut queue = lock(&desk.queue);
+    loop {
+        if let Some(group) = queue.groups.pop_front() {
+            let mut groups = vec![group];
+            if calm == CALM {
+                // The other threads get their share.
+                let share = (queue.groups.len() + 1) / queue.threads.max(1);
+                let more = share.min(JOINED).saturating_sub(1).min(queue.groups.len());
+                groups.extend(queue.groups.drain(..more));
+            }
+            return Some(groups);
+        }
+        if queue.over {
+            return None;
+        }
+        queue.idle += 1;
+        queue = desk.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        queue.idle -= 1;
     }
 }

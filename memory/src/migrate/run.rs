@@ -49,6 +49,8 @@ pub(crate) struct Tally {
 #[derive(Default)]
 struct State {
     in_flight: usize,
+    /// How few the requester waits for.
+    wanted: usize,
     settled: Vec<(Granule, Outcome)>,
 }
 
@@ -58,8 +60,11 @@ impl Tally {
         let mut state = lock(&self.state);
         state.in_flight -= outcomes.len();
         state.settled.extend_from_slice(outcomes);
+        let enough = state.in_flight <= state.wanted;
         drop(state);
-        self.changed.notify_all();
+        if enough {
+            self.changed.notify_all();
+        }
     }
 
     fn submit(&self, count: usize) {
@@ -69,7 +74,8 @@ impl Tally {
     /// Waits until at the most `most` are in flight, or for a while, and
     /// returns what has settled. The flag says whether it came to that.
     fn wait(&self, most: usize) -> (Vec<(Granule, Outcome)>, bool) {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        state.wanted = most;
         let over = |state: &mut State| state.in_flight > most;
         let (mut state, timeout) = self
             .changed
@@ -174,6 +180,7 @@ pub(crate) fn run(
         // What is claimed does not wait for granules far away.
         if !group.is_empty() && looked >= LOOKS_FOR_GROUP {
             run.submit(crew, std::mem::take(&mut group));
+            crew.flush();
         }
         looked += 1;
         match core.claim(granule, request, &mut frames, last) {
@@ -186,7 +193,11 @@ pub(crate) fn run(
                 group.push(job);
                 if group.len() == group_len {
                     run.submit(crew, std::mem::take(&mut group));
-                    run.wait(window.saturating_sub(group_len), progress);
+                    // Half of them at a time, so that this thread is not
+                    // woken for each.
+                    if run.in_flight() + group_len > window {
+                        run.wait(crew, window / 2, progress);
+                    }
                 }
             }
             Err(outcome) => run.note(granule, outcome),
@@ -198,7 +209,7 @@ pub(crate) fn run(
         frames.release(&mut pool);
     }
     run.submit(crew, group);
-    run.wait(0, progress);
+    run.wait(crew, 0, progress);
     run.report.elapsed = since.elapsed();
     run.report
 }
@@ -223,8 +234,18 @@ impl Run<'_> {
         }
     }
 
+    fn in_flight(&self) -> usize {
+        lock(&self.tally.state).in_flight
+    }
+
     /// Waits until at the most `most` granules are in flight.
-    fn wait(&mut self, most: usize, progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>) {
+    fn wait(
+        &mut self,
+        crew: &Crew,
+        most: usize,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) {
+        crew.flush();
         loop {
             let (settled, enough) = self.tally.wait(most);
             for (granule, outcome) in settled {

@@ -13,6 +13,7 @@ use super::counters::Counters;
 use super::fault::FaultThread;
 use super::{Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing};
+use crate::engine::hurry::Hurry;
 use crate::engine::mover::MoveEngine;
 use crate::engine::remap::{Area, RemapEngine};
 use crate::engine::{Engine, EngineName};
@@ -74,6 +75,7 @@ impl Tiers {
             policy: Mutex::new(policy::make(config.policy)),
             budget: Mutex::new(VmaBudget::new()),
             adopting: Mutex::new(()),
+            hurry: Hurry::default(),
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             over: AtomicBool::new(false),

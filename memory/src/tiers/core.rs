@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
+use crate::engine::hurry::Hurry;
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
 use crate::migrate::reserve::Reserve;
@@ -70,6 +71,8 @@ pub(crate) struct Core {
     pub(crate) policy: Mutex<Box<dyn Policy>>,
     pub(crate) budget: Mutex<VmaBudget>,
     pub(crate) adopting: Mutex<()>,
+    /// Granules in motion that somebody waits for.
+    pub(crate) hurry: Hurry,
     /// Whether the first touches of RAM come as events.
     pub(crate) watches_first_touch: bool,
     pub(crate) counters: Counters,
@@ -261,7 +264,7 @@ impl Core {
     pub(crate) fn carry_out(&self, jobs: Vec<Job>) -> Vec<(Granule, Outcome)> {
         let steps: Vec<Step> = jobs.iter().map(Job::step).collect();
         let mut outcomes = Vec::with_capacity(steps.len());
-        self.engine.transfer(&steps, &mut outcomes);
+        self.engine.transfer(&steps, &self.hurry, &mut outcomes);
         jobs.into_iter()
             .zip(outcomes)
             .map(|(job, outcome)| (job.claimed.granule, self.settle(job, outcome)))

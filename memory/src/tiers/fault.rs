@@ -135,6 +135,7 @@ impl Service {
         match self.core.table.get(granule) {
             // Whoever moves it wakes those who wait.
             View { moving: true, .. } => {
+                self.core.hurry.ask(granule);
                 counters.waited.fetch_add(1, Ordering::Relaxed);
             }
             view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),

@@ -61,11 +61,11 @@ fn hmm() {
     assert_eq!(totals, "# Totals: pass:58 fail:0 xfail:0 xpass:0 skip:0 error:0");
     assert_eq!(ended.expect_line("neap-guest: exit"), "neap-guest: exit 0");
     // Everything that the guest has touched moves in each round: of RAM some
-    // hundred megabytes, of a window what test_hmm uses.
-    assert!(moves[0].out >= 300 && moves[0].home >= 300, "{moves:?}");
-    assert!(moves[1].home + moves[2].home >= 50, "{moves:?}");
-    assert!(moves[1].out + moves[2].out >= 50, "{moves:?}");
-    assert!(moves[0].verified >= 50, "{moves:?}");
+    // hundred megabytes, of the windows the few that test_hmm uses.
+    assert!(moves[0].out >= 100 && moves[0].home >= 100, "{moves:?}");
+    assert!(moves[1].home + moves[2].home >= 1, "{moves:?}");
+    assert!(moves[1].out + moves[2].out >= 1, "{moves:?}");
+    assert!(moves[0].verified >= 10, "{moves:?}");
 }
 
 fn memtester() {
@@ -76,7 +76,7 @@ fn memtester() {
         .fold(Job::script(script), |job, (path, content)| job.file(&path, content));
     let (ended, moves) = run_moving(Guest::with_job(job));
     assert_eq!(ended.expect_line("neap-job: all right"), "neap-job: all right");
-    assert!(moves[0].out >= 300 && moves[0].home >= 300, "{moves:?}");
+    assert!(moves[0].out >= 100 && moves[0].home >= 100, "{moves:?}");
 }
 
 /// A program of this machine and the libraries that it needs, with their

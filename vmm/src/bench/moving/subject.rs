@@ -98,9 +98,7 @@ pub fn measure(
     let parts: Vec<Part> = parts(subject).into_iter().filter(wanted).collect();
     if parts.is_empty() {
         let only = only.unwrap_or_default();
-        return Err(BenchError::Unexpected(format!(
-            "--only {only}: no figure has that in its name"
-        )));
+        return Err(BenchError::Unable(format!("--only {only}: no figure has that in its name")));
     }
     let mut rows = Rows::default();
     for part in parts {
