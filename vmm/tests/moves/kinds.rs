@@ -72,7 +72,7 @@ fn wait_home(rig: &Rig) {
 }
 
 fn stays(backing: Backing, granule: GranuleSize) -> Ran {
-    let ram = 2 * 2 << 20;
+    let ram = 4 << 20;
     let _pages = HugePages::behind(backing, 4 * ram)?;
     // A window too, whose granules are born in frames of the region.
     let mut rig =
