@@ -383,14 +383,23 @@ impl RemapEngine {
 
     /// Brings an unmapped granule home.
     fn fill(&self, step: &Step) -> Result<(), Outcome> {
+        let from = self.spot(step.granule, step.from).alias();
+        let guest = self.guest(step.granule);
         for point in [Point::Copy, Point::Arrive] {
             match self.hook(point, step.granule) {
-                Inject::Fail(errno) | Inject::Short(errno) => return Err(outcome_of(errno)),
+                Inject::Fail(errno) => return Err(outcome_of(errno)),
+                Inject::Short(errno) => {
+                    let half = guest.len() / 2 & !(PAGE_SIZE as usize - 1);
+                    if half > 0 {
+                        // As an error of the kernel's would leave it.
+                        let _ = self.fill_from(from, HvaRange::new(guest.start(), half));
+                    }
+                    return Err(outcome_of(errno));
+                }
                 Inject::Omit | Inject::Nothing => {}
             }
         }
-        let from = self.spot(step.granule, step.from).alias();
-        self.fill_from(from, step.granule).map_err(|errno| match outcome_of(errno) {
+        self.fill_from(from, guest).map_err(|errno| match outcome_of(errno) {
             Outcome::NoFrame => Outcome::NoFrame,
             _ => Outcome::Busy,
         })?;
@@ -399,12 +408,11 @@ impl RemapEngine {
         Ok(())
     }
 
-    /// Fills the missing pages of a granule of guest memory from `from`, a
-    /// granule that nobody else uses, and wakes who waits for them. After an
+    /// Fills the missing pages of `to`, guest memory, from as many bytes at
+    /// `from` that nobody else uses, and wakes who waits for them. After an
     /// error it can be called again: what has come is the guest's and stays.
-    fn fill_from(&self, from: Hva, granule: Granule) -> Result<(), Errno> {
-        let to = self.guest(granule);
-        let page = self.spot(granule, Place::Home).area.page;
+    fn fill_from(&self, from: Hva, to: HvaRange) -> Result<(), Errno> {
+        let page = self.homes.first().map_or(PAGE_SIZE as usize, |home| home.page);
         let mut done = 0;
         for attempt in 0.. {
             let rest = HvaRange::new(to.start().offset(done), to.len() - done);
