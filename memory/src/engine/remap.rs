@@ -389,7 +389,7 @@ impl RemapEngine {
             match self.hook(point, step.granule) {
                 Inject::Fail(errno) => return Err(outcome_of(errno)),
                 Inject::Short(errno) => {
-                    let half = guest.len() / 2 & !(PAGE_SIZE as usize - 1);
+                    let half = (guest.len() / 2) & !(PAGE_SIZE as usize - 1);
                     if half > 0 {
                         // As an error of the kernel's would leave it.
                         let _ = self.fill_from(from, HvaRange::new(guest.start(), half));
