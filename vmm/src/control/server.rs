@@ -165,6 +165,13 @@ impl Work {
                 && !client.is_over()
                 && client.deadline().is_none_or(|deadline| deadline > now)
         });
+        // A client that took its answers may go on with what it sent before.
+        if !ending {
+            let clients: Vec<u64> = self.clients.keys().copied().collect();
+            for client in clients {
+                self.serve_client(client, PollFlags::empty(), ending);
+            }
+        }
         if ready.get(1).is_some_and(|flags| !flags.is_empty()) {
             self.accept();
         }
