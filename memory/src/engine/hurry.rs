@@ -29,16 +29,28 @@ impl Hurry {
         slot.load(Ordering::Acquire) == wanted
             && slot.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
+}
 
+/// Where a mover hears of those who wait.
+pub(crate) struct Waiters<'a> {
+    /// What is remembered of them.
+    pub(crate) hurry: &'a Hurry,
+    /// Has faults that nobody has read yet remembered too. The fault thread
+    /// would do that, when it gets a processor: the mover may be on the one
+    /// that it waits for.
+    pub(crate) listen: &'a dyn Fn(),
+}
+
+impl Waiters<'_> {
     /// The order in which `steps` are gone through.
     pub(crate) fn order<'a>(&'a self, steps: &'a [Step]) -> Order<'a> {
-        Order { hurry: self, steps, first: 0, elsewhere: [0; SLOTS] }
+        Order { waiters: self, steps, first: 0, elsewhere: [0; SLOTS] }
     }
 }
 
 /// Steps, the hurried ones before the others.
 pub(crate) struct Order<'a> {
-    hurry: &'a Hurry,
+    waiters: &'a Waiters<'a>,
     steps: &'a [Step],
     /// All before it are done.
     first: usize,
@@ -47,17 +59,21 @@ pub(crate) struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// The step to go on with among those that are `open`: one that somebody
-    /// waits for, or else the first.
-    pub(crate) fn next(&mut self, open: &[bool]) -> Option<usize> {
-        for (slot, elsewhere) in self.hurry.0.iter().zip(&mut self.elsewhere) {
+    /// The step to go on with: one that somebody waits for, which is `open`, or
+    /// is `ready` and has only to be given; or else the first open one.
+    pub(crate) fn next(&mut self, open: &[bool], ready: &[bool]) -> Option<usize> {
+        // A single one is what everybody waits for anyway.
+        if self.steps.len() > 1 {
+            (self.waiters.listen)();
+        }
+        for (slot, elsewhere) in self.waiters.hurry.0.iter().zip(&mut self.elsewhere) {
             let number = slot.load(Ordering::Acquire);
             if number == 0 || number == *elsewhere {
                 continue;
             }
             let asked = |step: &Step| u64::from(step.granule.0) + 1 == number;
             match self.steps.iter().position(asked) {
-                Some(index) if open[index] => return Some(index),
+                Some(index) if open[index] || ready[index] => return Some(index),
                 _ => *elsewhere = number,
             }
         }
@@ -84,16 +100,19 @@ mod tests {
         };
         let steps = [step(10), step(11), step(12)];
         let hurry = Hurry::default();
-        let mut order = hurry.order(&steps);
-        assert_eq!(order.next(&[true; 3]), Some(0));
+        let waiters = Waiters { hurry: &hurry, listen: &|| {} };
+        let mut order = waiters.order(&steps);
+        let none = [false; 3];
+        assert_eq!(order.next(&[true; 3], &none), Some(0));
         hurry.ask(Granule(12));
         hurry.ask(Granule(99));
-        assert_eq!(order.next(&[false, true, true]), Some(2));
+        assert_eq!(order.next(&[false, true, true], &none), Some(2));
         assert!(hurry.take(Granule(12)) && !hurry.take(Granule(12)));
-        assert_eq!(order.next(&[false, true, false]), Some(1));
+        assert_eq!(order.next(&[false, true, false], &[true, false, true]), Some(1));
         // Who is waited for and was passed over before is found again.
         hurry.ask(Granule(12));
-        assert_eq!(hurry.order(&steps).next(&[false, true, true]), Some(2));
-        assert_eq!(order.next(&[false; 3]), None);
+        assert_eq!(waiters.order(&steps).next(&[false, true, true], &none), Some(2));
+        assert_eq!(waiters.order(&steps).next(&none, &[false, false, true]), Some(2));
+        assert_eq!(order.next(&none, &none), None);
     }
 }

@@ -23,7 +23,7 @@ use std::str::FromStr;
 
 use rustix::io::Errno;
 
-use self::hurry::Hurry;
+use self::hurry::Waiters;
 use crate::granule::Granule;
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
@@ -91,9 +91,9 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     fn exists(&self, granule: Granule) -> bool;
 
     /// Carries `steps` out and puts what came of each into `outcomes`, in
-    /// order: [`Outcome::Moved`], or why it is where it was. What `hurry` says
-    /// that somebody waits for comes first.
-    fn transfer(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut Vec<Outcome>);
+    /// order: [`Outcome::Moved`], or why it is where it was. What somebody
+    /// waits for comes first.
+    fn transfer(&self, steps: &[Step], waiters: &Waiters<'_>, outcomes: &mut Vec<Outcome>);
 
     /// Makes first touches of `range` come as events.
     fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno>;

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::hooks::{Hooks, Inject, Point};
-use super::hurry::Hurry;
+use super::hurry::Waiters;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::granule::Granule;
@@ -357,7 +357,7 @@ impl Engine for MoveEngine {
         memory::any_present(HvaRange::new(self.guest(granule), self.space.bytes()))
     }
 
-    fn transfer(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut Vec<Outcome>) {
+    fn transfer(&self, steps: &[Step], waiters: &Waiters<'_>, outcomes: &mut Vec<Outcome>) {
         let size = self.space.bytes();
         let first = outcomes.len();
         outcomes.extend(steps.iter().map(|step| match self.prepare(step) {
@@ -390,14 +390,19 @@ impl Engine for MoveEngine {
                 open[index] = outcomes[index] == Outcome::Moved;
             }
         }
-        let mut order = hurry.order(steps);
-        while let Some(index) = order.next(&open) {
-            open[index] = false;
+        let mut order = waiters.order(steps);
+        while let Some(index) = order.next(&open, &to_give) {
             let step = &steps[index];
+            if std::mem::take(&mut to_give[index]) {
+                waiters.hurry.take(step.granule);
+                self.give(&steps[index..=index], &mut outcomes[index..=index]);
+                continue;
+            }
+            open[index] = false;
             if let Err(outcome) = self.copy(step, self.slot_at(step.granule, step.from)) {
                 self.put_back(step);
                 outcomes[index] = outcome;
-            } else if step.to_mapped && hurry.take(step.granule) {
+            } else if step.to_mapped && waiters.hurry.take(step.granule) {
                 self.give(&steps[index..=index], &mut outcomes[index..=index]);
             } else {
                 to_give[index] = step.to_mapped;

@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use super::hooks::{Hooks, Inject, Point};
-use super::hurry::Hurry;
+use super::hurry::Waiters;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
@@ -284,16 +284,21 @@ impl RemapEngine {
     }
 
     /// The way of granules that the guest has mapped.
-    fn transfer_mapped(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut [Outcome]) {
+    fn transfer_mapped(&self, steps: &[Step], waiters: &Waiters<'_>, outcomes: &mut [Outcome]) {
         self.freeze(steps, outcomes);
         // What is still to be copied, and then to be mapped.
         let mut open: Vec<bool> =
             outcomes.iter().map(|outcome| *outcome == Outcome::Moved).collect();
         let mut to_map = vec![false; steps.len()];
-        let mut order = hurry.order(steps);
-        while let Some(index) = order.next(&open) {
-            open[index] = false;
+        let mut order = waiters.order(steps);
+        while let Some(index) = order.next(&open, &to_map) {
             let step = &steps[index];
+            if std::mem::take(&mut to_map[index]) {
+                waiters.hurry.take(step.granule);
+                self.map_over(&steps[index..=index], &mut outcomes[index..=index]);
+                continue;
+            }
+            open[index] = false;
             if let Err(outcome) = self.copy(step) {
                 self.release(self.guest(step.granule));
                 outcomes[index] = outcome;
@@ -301,7 +306,7 @@ impl RemapEngine {
                 if let Err(outcome) = self.unmap(step) {
                     outcomes[index] = outcome;
                 }
-            } else if hurry.take(step.granule) {
+            } else if waiters.hurry.take(step.granule) {
                 self.map_over(&steps[index..=index], &mut outcomes[index..=index]);
             } else {
                 to_map[index] = true;
@@ -461,7 +466,7 @@ impl Engine for RemapEngine {
         data.is_ok_and(|data| data < start + self.space.size().bytes())
     }
 
-    fn transfer(&self, steps: &[Step], hurry: &Hurry, outcomes: &mut Vec<Outcome>) {
+    fn transfer(&self, steps: &[Step], waiters: &Waiters<'_>, outcomes: &mut Vec<Outcome>) {
         let first = outcomes.len();
         outcomes.extend(steps.iter().map(|step| match self.prepare(step) {
             Ok(()) => Outcome::Moved,
@@ -478,7 +483,7 @@ impl Engine for RemapEngine {
         }
         let mapped: Vec<_> = runs(steps, 0, |_, step| step.from_mapped, |_| (0, 0));
         for run in mapped {
-            self.transfer_mapped(&steps[run.clone()], hurry, &mut outcomes[run]);
+            self.transfer_mapped(&steps[run.clone()], waiters, &mut outcomes[run]);
         }
     }
 

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::ftruncate;
 use rustix::io::Errno;
 
@@ -76,6 +77,9 @@ impl Tiers {
             budget: Mutex::new(VmaBudget::new()),
             adopting: Mutex::new(()),
             hurry: Hurry::default(),
+            inbox: Mutex::default(),
+            fault_wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(refused("a descriptor"))?,
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             over: AtomicBool::new(false),

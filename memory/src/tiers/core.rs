@@ -7,6 +7,7 @@
 //! /proc/self/maps. The adoption lock is held while memory that nobody watches
 //! yet is made present, which no fault thread is needed for.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
-use crate::engine::hurry::Hurry;
+use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
 use crate::migrate::reserve::Reserve;
@@ -23,7 +24,7 @@ use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
 use crate::table::{ClaimError, Claimed, GranuleTable, Place, View};
-use crate::uffd::Userfaultfd;
+use crate::uffd::{Event, Userfaultfd};
 
 /// Guest memory is adopted in pieces of this size, so that small granules do
 /// not take a VMA each.
@@ -73,6 +74,10 @@ pub(crate) struct Core {
     pub(crate) adopting: Mutex<()>,
     /// Granules in motion that somebody waits for.
     pub(crate) hurry: Hurry,
+    /// Faults that movers have read and that are the fault thread's to serve.
+    pub(crate) inbox: Mutex<Vec<Event>>,
+    /// Wakes the fault thread.
+    pub(crate) fault_wake: OwnedFd,
     /// Whether the first touches of RAM come as events.
     pub(crate) watches_first_touch: bool,
     pub(crate) counters: Counters,
@@ -264,7 +269,8 @@ impl Core {
     pub(crate) fn carry_out(&self, jobs: Vec<Job>) -> Vec<(Granule, Outcome)> {
         let steps: Vec<Step> = jobs.iter().map(Job::step).collect();
         let mut outcomes = Vec::with_capacity(steps.len());
-        self.engine.transfer(&steps, &self.hurry, &mut outcomes);
+        let waiters = Waiters { hurry: &self.hurry, listen: &|| self.listen() };
+        self.engine.transfer(&steps, &waiters, &mut outcomes);
         jobs.into_iter()
             .zip(outcomes)
             .map(|(job, outcome)| (job.claimed.granule, self.settle(job, outcome)))
@@ -297,6 +303,39 @@ impl Core {
         }
         self.counters.settled(from, to, outcome, self.space.size().bytes());
         outcome
+    }
+
+    /// Reads faults on behalf of the fault thread: of those on granules in
+    /// motion the mover hears at once, the others are handed on.
+    fn listen(&self) {
+        let mut events = Vec::new();
+        // An error is the fault thread's to find.
+        if self.uffd.read(&mut events).is_err() || events.is_empty() {
+            return;
+        }
+        events.retain(|event| match self.space.at_hva(event.address) {
+            Some(granule) if self.table.get(granule).moving => {
+                self.is_waited_for(granule);
+                false
+            }
+            _ => true,
+        });
+        if !events.is_empty() {
+            lock(&self.inbox).extend(events);
+            self.wake_fault_thread();
+        }
+    }
+
+    /// Somebody waits for a granule in motion.
+    pub(crate) fn is_waited_for(&self, granule: Granule) {
+        self.hurry.ask(granule);
+        self.counters.waited.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Has the fault thread look around.
+    pub(crate) fn wake_fault_thread(&self) {
+        // It can only be full if it has been written already.
+        let _ = rustix::io::write(&self.fault_wake, &1u64.to_ne_bytes());
     }
 
     /// Lets whoever waits for a granule try again.

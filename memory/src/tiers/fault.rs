@@ -6,12 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::core::{Core, lock};
@@ -26,7 +25,7 @@ const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// The thread with what ends it.
 pub(crate) struct FaultThread {
-    wake: Arc<OwnedFd>,
+    core: Arc<Core>,
     over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -38,30 +37,23 @@ impl FaultThread {
     /// # Errors
     /// No thread or descriptor could be had.
     pub(crate) fn start(core: &Arc<Core>) -> io::Result<Self> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let die = Arc::new(AtomicBool::new(false));
         let over = Arc::new(AtomicBool::new(false));
         let service = Service {
             core: Arc::clone(core),
-            wake: Arc::clone(&wake),
             over: Arc::clone(&over),
             die: Arc::clone(&die),
             events: Vec::new(),
             waiting: BTreeSet::new(),
         };
         let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
-        Ok(Self { wake, over, die, thread: Some(thread) })
+        Ok(Self { core: Arc::clone(core), over, die, thread: Some(thread) })
     }
 
     /// Makes the thread panic, to test what follows.
     pub(crate) fn kill(&self) {
         self.die.store(true, Ordering::Release);
-        self.poke();
-    }
-
-    fn poke(&self) {
-        // It can only be full if it has been written already.
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        self.core.wake_fault_thread();
     }
 }
 
@@ -69,7 +61,7 @@ impl Drop for FaultThread {
     /// Ends the thread. Nobody touches guest memory any more.
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
-        self.poke();
+        self.core.wake_fault_thread();
         if let Some(thread) = self.thread.take() {
             // A panic has ended the process.
             let _ = thread.join();
@@ -79,7 +71,6 @@ impl Drop for FaultThread {
 
 struct Service {
     core: Arc<Core>,
-    wake: Arc<OwnedFd>,
     over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
     events: Vec<Event>,
@@ -101,11 +92,16 @@ impl Service {
         let timeout = (!self.waiting.is_empty()).then_some(&RETRY);
         let mut fds = [
             PollFd::new(&*self.core.uffd, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+            PollFd::new(&self.core.fault_wake, PollFlags::IN),
         ];
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
+        }
+        if fds[1].revents().contains(PollFlags::IN) {
+            let mut count = [0; 8];
+            // What was written before is seen below.
+            let _ = rustix::io::read(&self.core.fault_wake, &mut count);
         }
         if self.die.load(Ordering::Acquire) {
             panic!("the fault thread was told to die");
@@ -115,6 +111,7 @@ impl Service {
             self.resolve(granule);
         }
         let mut events = std::mem::take(&mut self.events);
+        events.append(&mut lock(&self.core.inbox));
         self.core.uffd.read(&mut events)?;
         for event in events.drain(..) {
             match self.core.space.at_hva(event.address) {
@@ -135,8 +132,7 @@ impl Service {
         match self.core.table.get(granule) {
             // Whoever moves it wakes those who wait.
             View { moving: true, .. } => {
-                self.core.hurry.ask(granule);
-                counters.waited.fetch_add(1, Ordering::Relaxed);
+                self.core.is_waited_for(granule);
             }
             view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),
             view @ View { place: Place::Device { pool, .. }, mapped: false, .. } => {
