@@ -182,6 +182,34 @@ fn memory_moves_and_comes_home() {
 }
 
 #[test]
+fn an_older_host_moves_memory_in_its_own_way() {
+    for (without, engine, door, warns) in [
+        ("move", "remap", "userfaultfd(2)", true),
+        ("syscall", "move", "/dev/userfaultfd", false),
+        ("move,syscall", "remap", "/dev/userfaultfd", true),
+    ] {
+        let folder = Folder::new();
+        folder.file("kernel", &payload::count_elf());
+        let socket = folder.path("vm.sock");
+        let neap = folder.run(TIERS).env("NEAP_WITHOUT", without);
+        let running = neap.args(["--api-socket"]).args([&socket]).start();
+        wait_for(&socket);
+        let machine = Machine { folder, running };
+        let tiers = &machine.json("status")["tiers"];
+        assert_eq!(tiers["engine"], engine, "without {without}");
+        assert_eq!(tiers["userfaultfd"], door, "without {without}");
+        let moved = machine.json("migrate --to region:0 --range 16M+16M");
+        assert_eq!(moved["moved"]["granules"], 8, "without {without}: {moved}");
+        assert_eq!(machine.json("evacuate --region 0")["moved"]["granules"], 8);
+        let verified = &machine.json("residency --verify")["verified"];
+        assert_eq!(verified["mismatches"], json!([]));
+        let (_, ended) = machine.end(Signal::TERM);
+        let ended = ended.expect_status(143);
+        assert_eq!(ended.stderr.contains("backing=memfd"), warns, "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn what_is_pinned_stays_and_says_so() {
     let machine = Machine::start(TIERS);
     let pin = machine.tells("pin --range 0+4M");
