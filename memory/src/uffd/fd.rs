@@ -138,13 +138,21 @@ impl Userfaultfd {
     pub fn open(wanted: Features, doors: &[Door]) -> Result<Self, OpenError> {
         // A handshake fixes the features of a descriptor, so the kernel is
         // asked on another one what it has.
-        let (probe, _) = abi::open(doors).map_err(OpenError::Open)?;
-        let has = handshake(probe.as_fd(), Features::NONE).map_err(OpenError::Handshake)?;
-        drop(probe);
+        let has = Self::probe(doors)?.features;
         let (fd, door) = abi::open(doors).map_err(OpenError::Open)?;
         let features = has.only(wanted);
         handshake(fd.as_fd(), features).map_err(OpenError::Handshake)?;
         Ok(Self { fd, opened: Opened { features, door } })
+    }
+
+    /// What the kernel has, and by which door it is had.
+    ///
+    /// # Errors
+    /// Not permitted, or not there.
+    pub fn probe(doors: &[Door]) -> Result<Opened, OpenError> {
+        let (fd, door) = abi::open(doors).map_err(OpenError::Open)?;
+        let features = handshake(fd.as_fd(), Features::NONE).map_err(OpenError::Handshake)?;
+        Ok(Opened { features, door })
     }
 
     /// What it took to get it.

@@ -1,104 +1,43 @@
-//! The kernel interfaces behind the checks that no safe wrapper offers:
-//! userfaultfd and `PAGEMAP_SCAN`. All `unsafe` code of the doctor but the
-//! test guest's memory slot is here.
+//! What the checks try out on memory of their own: moving a page and scanning
+//! one. All `unsafe` code of the doctor but the test guest's memory slot is
+//! here.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::ptr;
 
-use linux_raw_sys::general::{
-    _UFFDIO_API, _UFFDIO_MOVE, _UFFDIO_REGISTER, UFFD_API, UFFDIO_REGISTER_MODE_MISSING,
-    USERFAULTFD_IOC, pm_scan_arg, uffdio_api, uffdio_move, uffdio_range, uffdio_register,
-};
+use linux_raw_sys::general::pm_scan_arg;
 use neap_memory::addr::PAGE_SIZE;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, opcode};
-use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags, mmap_anonymous, munmap, userfaultfd};
+use neap_memory::hva::{Hva, HvaRange};
+pub(super) use neap_memory::uffd::abi::Door;
+use neap_memory::uffd::{Features, Modes, OpenError, Opened, Userfaultfd};
+use rustix::ioctl::{Opcode, Updater, opcode};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-const GROUP: u8 = USERFAULTFD_IOC as u8;
-const UFFDIO_API: Opcode = opcode::read_write::<uffdio_api>(GROUP, _UFFDIO_API as u8);
-const UFFDIO_REGISTER: Opcode =
-    opcode::read_write::<uffdio_register>(GROUP, _UFFDIO_REGISTER as u8);
-const UFFDIO_MOVE: Opcode = opcode::read_write::<uffdio_move>(GROUP, _UFFDIO_MOVE as u8);
-const USERFAULTFD_IOC_NEW: Opcode = opcode::none(GROUP, 0);
 /// include/uapi/linux/fs.h
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 
-// Numbers and sizes as in include/uapi/linux/userfaultfd.h and fs.h.
-const _: () = assert!(UFFDIO_API == 0xc018_aa3f && size_of::<uffdio_api>() == 24);
-const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00 && size_of::<uffdio_register>() == 32);
-const _: () = assert!(UFFDIO_MOVE == 0xc028_aa05 && size_of::<uffdio_move>() == 40);
-const _: () = assert!(USERFAULTFD_IOC_NEW == 0xaa00);
 const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610 && size_of::<pm_scan_arg>() == 96);
 
-/// By which door a userfaultfd was had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Door {
-    /// userfaultfd(2).
-    SystemCall,
-    /// `/dev/userfaultfd`, since Linux 6.1.
-    Device,
+/// Doors to a userfaultfd, in the order in which they are tried.
+const DOORS: [Door; 2] = [Door::SystemCall, Door::Device];
+
+/// What the kernel has of userfaultfd, and by which door.
+pub(super) fn userfaultfd() -> io::Result<Opened> {
+    Userfaultfd::probe(&DOORS).map_err(system_error)
 }
 
-/// Opens a userfaultfd that also sees faults of the kernel, as guest memory
-/// needs it. The error is that of the system call, which every kernel has.
-pub(super) fn open() -> io::Result<(OwnedFd, Door)> {
-    // SAFETY: nothing is registered with the descriptor by opening it.
-    match unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC) } {
-        Ok(fd) => Ok((fd, Door::SystemCall)),
-        Err(error) => match File::open("/dev/userfaultfd") {
-            Ok(device) => {
-                // SAFETY: `New` describes USERFAULTFD_IOC_NEW, and the file
-                // is the device that knows it.
-                let fd = unsafe { rustix::ioctl::ioctl(device, New) }?;
-                Ok((fd, Door::Device))
-            }
-            Err(_) => Err(error.into()),
-        },
+fn system_error(error: OpenError) -> io::Error {
+    match error {
+        OpenError::Open(error) | OpenError::Handshake(error) => error,
     }
-}
-
-/// `USERFAULTFD_IOC_NEW`: flags by value, a new descriptor as the result.
-struct New;
-
-// SAFETY: the opcode takes an integer and no pointer, and answers with a
-// descriptor that nobody else owns.
-unsafe impl Ioctl for New {
-    type Output = OwnedFd;
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        USERFAULTFD_IOC_NEW
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        ptr::without_provenance_mut(UserfaultfdFlags::CLOEXEC.bits() as usize)
-    }
-
-    unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
-        use std::os::fd::FromRawFd;
-        // SAFETY: a success of this ioctl is a descriptor made for the caller.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-}
-
-/// Shakes hands, asking for `features`; answers all features that the kernel
-/// has. Once for each descriptor.
-pub(super) fn handshake(uffd: impl AsFd, features: u64) -> io::Result<u64> {
-    let mut api = uffdio_api { api: UFFD_API.into(), features, ioctls: 0 };
-    // SAFETY: opcode and structure belong together, as asserted above.
-    let call = unsafe { Updater::<UFFDIO_API, _>::new(&mut api) };
-    // SAFETY: the kernel writes into `api` only.
-    unsafe { rustix::ioctl::ioctl(uffd, call) }?;
-    Ok(api.features)
 }
 
 /// Moves a page with `UFFDIO_MOVE` and looks whether its content arrived.
-/// `features` are those that the handshake has to ask for.
-pub(super) fn try_move(features: u64) -> io::Result<bool> {
+pub(super) fn try_move() -> io::Result<bool> {
     const MARK: u8 = 0x5a;
     let page = PAGE_SIZE as usize;
     let pages = Pages::new(2 * page)?;
@@ -107,28 +46,13 @@ pub(super) fn try_move(features: u64) -> io::Result<bool> {
     // SAFETY: the first byte of a mapping that `pages` owns, writable.
     unsafe { from.write_volatile(MARK) };
 
-    let (uffd, _) = open()?;
-    handshake(&uffd, features)?;
-    let mut register = uffdio_register {
-        range: uffdio_range { start: from.addr() as u64, len: 2 * PAGE_SIZE },
-        mode: UFFDIO_REGISTER_MODE_MISSING.into(),
-        ioctls: 0,
-    };
-    // SAFETY: opcode and structure belong together, as asserted above.
-    let call = unsafe { Updater::<UFFDIO_REGISTER, _>::new(&mut register) };
-    // SAFETY: the range is that of `pages`, which nobody else uses.
-    unsafe { rustix::ioctl::ioctl(&uffd, call) }?;
-    let mut request = uffdio_move {
-        dst: to.addr() as u64,
-        src: from.addr() as u64,
-        len: PAGE_SIZE,
-        mode: 0,
-        move_: 0,
-    };
-    // SAFETY: opcode and structure belong together, as asserted above.
-    let call = unsafe { Updater::<UFFDIO_MOVE, _>::new(&mut request) };
-    // SAFETY: both pages are within `pages`, and no reference to them exists.
-    unsafe { rustix::ioctl::ioctl(&uffd, call) }?;
+    let uffd = Userfaultfd::open(Features::MOVE, &DOORS).map_err(system_error)?;
+    let start = Hva(from.expose_provenance());
+    uffd.register(HvaRange::new(start, 2 * page), Modes::Missing)?;
+    // SAFETY: both pages are within `pages`, watched, and no reference to them
+    // exists.
+    unsafe { uffd.move_pages(HvaRange::new(start, page), start.offset(page)) }
+        .map_err(|error| error.errno)?;
 
     // Closed before the look: a page that did not arrive then reads as zero
     // instead of waiting for somebody to fill it.

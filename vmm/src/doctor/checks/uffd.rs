@@ -40,8 +40,7 @@ const FEATURES: [(u32, &str); 17] = [
 ];
 
 pub(in crate::doctor) fn all() -> Vec<Check> {
-    let opened = abi::open()
-        .and_then(|(fd, door)| abi::handshake(&fd, 0).map(|features| (door, Features(features))));
+    let opened = abi::userfaultfd().map(|opened| (opened.door, Features(opened.features.0)));
     let features = opened.as_ref().map_or(Features(0), |(_, features)| *features);
     vec![
         open(opened.as_ref().map(|(door, _)| *door)),
@@ -112,7 +111,7 @@ fn page_move(features: Features) -> Check {
     if !features.has(UFFD_FEATURE_MOVE) {
         return Check::missing(MOVE, "not offered", WITHOUT, "Linux 6.8 or later has it");
     }
-    match abi::try_move(UFFD_FEATURE_MOVE.into()) {
+    match abi::try_move() {
         Ok(true) => Check::ok(
             MOVE,
             "a page was moved",
@@ -222,13 +221,13 @@ mod tests {
 
     #[test]
     fn a_kernel_that_offers_moving_pages_moves_them() {
-        let Ok((fd, _)) = abi::open() else {
+        let Ok(opened) = abi::userfaultfd() else {
             return eprintln!("skipped: userfaultfd is not allowed here");
         };
-        let features = Features(abi::handshake(fd, 0).unwrap());
+        let features = Features(opened.features.0);
         if !features.has(UFFD_FEATURE_MOVE) {
             return eprintln!("skipped: this kernel has no UFFDIO_MOVE");
         }
-        assert!(abi::try_move(UFFD_FEATURE_MOVE.into()).unwrap());
+        assert!(abi::try_move().unwrap());
     }
 }
