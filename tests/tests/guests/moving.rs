@@ -10,7 +10,9 @@ use neap_memory::addr::{GIB, MIB};
 use neap_memory::{Gpa, GpaRange};
 use neap_tests::{Churn, Ended, Guest, Moves};
 use neap_vmm::images::Job;
+use neap_vmm::lab;
 
+use super::profiles::STOOD_STILL;
 use crate::trial;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -56,7 +58,12 @@ fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
 }
 
 fn hmm() {
-    let (ended, moves) = run_moving(Guest::with_job(Job::hmm(Some(WINDOWS), Vec::new())));
+    let guest = || Guest::with_job(Job::hmm(Some(WINDOWS), Vec::new()));
+    let (mut ended, mut moves) = run_moving(guest());
+    if lab::inside() && ended.stdout.contains(STOOD_STILL) {
+        eprintln!("the guest stood still in the lab; once more");
+        (ended, moves) = run_moving(guest());
+    }
     let totals = ended.expect_line("# Totals:");
     assert_eq!(totals, "# Totals: pass:58 fail:0 xfail:0 xpass:0 skip:0 error:0");
     assert_eq!(ended.expect_line("neap-guest: exit"), "neap-guest: exit 0");
