@@ -46,8 +46,8 @@ pub fn suited_to_host(config: &VmConfig) -> VmConfig {
     if tiers.engine != EngineName::Move || tiers.engine_named {
         return config;
     }
-    let can = Userfaultfd::open(Features::MOVE.only(features()), &doors());
-    if can.is_ok_and(|uffd| !uffd.opened().features.contains(Features::MOVE)) {
+    let has = Userfaultfd::probe(&doors()).map(|opened| opened.features.only(features()));
+    if has.is_ok_and(|has| !has.contains(Features::MOVE)) {
         tiers.engine = EngineName::Remap;
         config.ram.backing = Backing::Memfd;
         for region in &mut config.regions {

@@ -189,6 +189,25 @@ impl MoveEngine {
         row.back(index).map_err(|_| Outcome::NoFrame)
     }
 
+    /// Moves the pages of `steps`, which follow one another on both sides. An
+    /// error that a hook injects at `point` ends the run where the kernel's
+    /// would.
+    fn move_run(&self, steps: &[Step], point: Point, from: Hva, to: Hva) -> Result<(), MoveError> {
+        let size = self.space.bytes();
+        let injected = steps.iter().enumerate().find_map(|(index, step)| {
+            match self.hook(point, step.granule) {
+                Inject::Fail(errno) => Some(MoveError { moved: index * size, errno }),
+                Inject::Short(errno) => Some(MoveError { moved: index * size + size / 2, errno }),
+                Inject::Nothing | Inject::Omit => None,
+            }
+        });
+        let len = injected.map_or(steps.len() * size, |error| error.moved & !0xfff);
+        if len > 0 {
+            self.move_pages(HvaRange::new(from, len), to)?;
+        }
+        injected.map_or(Ok(()), Err)
+    }
+
     /// Takes the pages of `steps` from the guest.
     fn take(&self, steps: &[Step], outcomes: &mut [Outcome]) {
         let size = self.space.bytes();
@@ -197,22 +216,7 @@ impl MoveEngine {
             let chunk = &steps[from..];
             let guest = self.guest(chunk[0].granule);
             let slot = self.slot_at(chunk[0].granule, chunk[0].from);
-            // An injected error ends the run where the kernel's would.
-            let injected = chunk.iter().enumerate().find_map(|(index, step)| {
-                match self.hook(Point::Freeze, step.granule) {
-                    Inject::Fail(errno) => Some(MoveError { moved: index * size, errno }),
-                    Inject::Short(errno) => {
-                        Some(MoveError { moved: index * size + size / 2, errno })
-                    }
-                    Inject::Nothing | Inject::Omit => None,
-                }
-            });
-            let len = injected.map_or(chunk.len() * size, |error| error.moved & !0xfff);
-            let result = match len {
-                0 => Ok(()),
-                len => self.move_pages(HvaRange::new(guest, len), slot),
-            };
-            let result = result.and(injected.map_or(Ok(()), Err));
+            let result = self.move_run(chunk, Point::Freeze, guest, slot);
             let arrived = result.map_or_else(|error| error.moved / size, |()| chunk.len());
             for step in &chunk[..arrived] {
                 let (row, index) = self.slot(step.granule, step.from);
@@ -245,21 +249,8 @@ impl MoveEngine {
             let chunk = &steps[from..];
             let guest = self.guest(chunk[0].granule);
             let slot = self.slot_at(chunk[0].granule, chunk[0].to);
-            let injected = chunk.iter().enumerate().find_map(|(index, step)| {
-                match self.hook(Point::Arrive, step.granule) {
-                    Inject::Fail(errno) => Some(MoveError { moved: index * size, errno }),
-                    Inject::Short(errno) => {
-                        Some(MoveError { moved: index * size + size / 2, errno })
-                    }
-                    Inject::Nothing | Inject::Omit => None,
-                }
-            });
-            let len = injected.map_or(chunk.len() * size, |error| error.moved & !0xfff);
-            let result = match len {
-                0 => Ok(()),
-                len => self.move_pages(HvaRange::new(slot, len), guest),
-            };
-            let Err(MoveError { moved, errno }) = result.and(injected.map_or(Ok(()), Err)) else {
+            let Err(MoveError { moved, errno }) = self.move_run(chunk, Point::Arrive, slot, guest)
+            else {
                 return;
             };
             let (arrived, partial) = (moved / size, (moved % size) & !0xfff);

@@ -3,20 +3,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use neap_memory::addr::{HUGE_PAGE_SIZE, MIB, display_size};
 use rustix::thread::{
     CpuSet, disable_transparent_huge_pages, sched_getaffinity, sched_setaffinity,
     transparent_huge_pages_are_disabled,
 };
-use signal_hook::SigId;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{BATCH, BenchError, system};
+use super::{BATCH, BenchError, Variant, system};
 use crate::bare::Guest;
 use crate::doctor::Host;
+use crate::images::guarded;
 
 /// Bytes of the last-level cache that the first processor sees.
 pub fn last_level_cache(host: &Host) -> Option<u64> {
@@ -237,13 +234,26 @@ impl Drop for Places {
     }
 }
 
+/// Memory for `variant`: huge pages, which are given back when the result is
+/// dropped, or a look whether there is enough of the other.
+///
+/// # Errors
+/// How much there is and how much it takes.
+pub fn room_for(
+    host: &Host,
+    variant: Variant,
+    bytes: u64,
+) -> Result<Option<HugePages>, BenchError> {
+    match variant {
+        Variant::Hugetlb2m => HugePages::free(host, bytes).map(Some),
+        _ => check_memory(host, bytes).map(|()| None),
+    }
+}
+
 /// Whether somebody asked for an end: the bench stops between two turns then
 /// and gives back what it took.
 #[derive(Debug)]
-pub struct Interrupts {
-    seen: Arc<AtomicBool>,
-    registered: Vec<SigId>,
-}
+pub struct Interrupts(guarded::Interrupts);
 
 impl Interrupts {
     /// Takes SIGINT, SIGTERM and SIGHUP.
@@ -251,28 +261,15 @@ impl Interrupts {
     /// # Errors
     /// sigaction(2)'s.
     pub fn watch() -> Result<Self, BenchError> {
-        let mut interrupts = Self { seen: Arc::default(), registered: Vec::new() };
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            let seen = Arc::clone(&interrupts.seen);
-            let id = signal_hook::flag::register(signal, seen)
-                .map_err(|source| BenchError::System { what: "sigaction", source })?;
-            interrupts.registered.push(id);
-        }
-        Ok(interrupts)
+        guarded::Interrupts::watch()
+            .map(Self)
+            .map_err(|source| BenchError::System { what: "sigaction", source })
     }
 
     /// # Errors
     /// [`BenchError::Interrupted`].
     pub fn check(&self) -> Result<(), BenchError> {
-        if self.seen.load(Ordering::Acquire) { Err(BenchError::Interrupted) } else { Ok(()) }
-    }
-}
-
-impl Drop for Interrupts {
-    fn drop(&mut self) {
-        for id in self.registered.drain(..) {
-            signal_hook::low_level::unregister(id);
-        }
+        if self.0.seen() { Err(BenchError::Interrupted) } else { Ok(()) }
     }
 }
 

@@ -10,7 +10,7 @@ use neap_memory::granule::Kind;
 
 use super::floor_move::FloorMove;
 use super::floor_remap::FloorRemap;
-use super::host::{HugePages, Places, check_memory};
+use super::host::{Places, check_memory, room_for};
 use super::ours::{Ours, Setup};
 use super::rates::Task;
 use super::{BATCH, BenchError, Rounds, Side, Spent, Variant, Way, figure, micros, samples};
@@ -44,29 +44,33 @@ pub fn floor(variant: Variant, size: u64, places: &Places) -> Result<Box<dyn Sid
     })
 }
 
-/// Work beside the copy, guest idle.
-///
-/// # Errors
-/// [`BenchError::Unable`] if this machine cannot.
-pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError> {
-    let bytes = 4 * task.window;
-    let _huge = match variant {
-        Variant::Hugetlb2m => Some(HugePages::free(task.host, bytes)?),
-        _ => {
-            check_memory(task.host, bytes)?;
-            None
-        }
-    };
-    let places = Places::take()?;
+/// Both sides with the upper half of their window moved out, after every
+/// granule has been there and back once.
+fn sides(
+    variant: Variant,
+    task: Task<'_>,
+    places: &Places,
+) -> Result<(Ours, Box<dyn Side>, Rounds), BenchError> {
     let setup = Setup { variant, size: task.window, kind: Kind::Public, cpus: 1 };
-    let mut ours = Ours::new(setup, &places)?;
-    let mut floor = floor(variant, task.window, &places)?;
-    let mut rounds = Rounds::new(task.window, variant.granule());
+    let mut ours = Ours::new(setup, places)?;
+    let mut floor = floor(variant, task.window, places)?;
+    let rounds = Rounds::new(task.window, variant.granule());
     for side in [&mut ours as &mut dyn Side, &mut *floor] {
         side.send(&rounds.all(), Way::Out)?;
         side.send(&rounds.all(), Way::Back)?;
         side.send(&rounds.upper(), Way::Out)?;
     }
+    Ok((ours, floor, rounds))
+}
+
+/// Work beside the copy, guest idle.
+///
+/// # Errors
+/// [`BenchError::Unable`] if this machine cannot.
+pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError> {
+    let _huge = room_for(task.host, variant, 4 * task.window)?;
+    let places = Places::take()?;
+    let (mut ours, mut floor, mut rounds) = sides(variant, task, &places)?;
     let granules = 2 * BATCH / variant.granule().bytes();
     let beside =
         |spent: Spent| micros(spent.elapsed.saturating_sub(spent.copying)) / granules as f64;
@@ -105,15 +109,7 @@ pub fn scattered(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
     let variant = Variant::K4;
     check_memory(task.host, 4 * task.window)?;
     let places = Places::take()?;
-    let setup = Setup { variant, size: task.window, kind: Kind::Public, cpus: 1 };
-    let mut ours = Ours::new(setup, &places)?;
-    let mut floor = floor(variant, task.window, &places)?;
-    let mut rounds = Rounds::new(task.window, variant.granule());
-    for side in [&mut ours as &mut dyn Side, &mut *floor] {
-        side.send(&rounds.all(), Way::Out)?;
-        side.send(&rounds.all(), Way::Back)?;
-        side.send(&rounds.upper(), Way::Out)?;
-    }
+    let (mut ours, mut floor, mut rounds) = sides(variant, task, &places)?;
     let (mut our_rates, mut floor_rates) = (Vec::new(), Vec::new());
     for _ in 0..task.turns {
         task.interrupts.check()?;

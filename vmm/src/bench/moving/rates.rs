@@ -5,7 +5,7 @@
 use neap_memory::granule::Kind;
 
 use super::copying::Copying;
-use super::host::{HugePages, Interrupts, Places, check_memory};
+use super::host::{Interrupts, Places, room_for};
 use super::ours::{Ours, Setup};
 use super::{PASS, Rounds, STOP, Side, Spent, Variant, figure, rate, samples, window};
 use crate::bare::Writer;
@@ -49,14 +49,7 @@ fn name(load: &str, variant: Variant) -> String {
 /// # Errors
 /// [`BenchError::Unable`] if this machine cannot.
 pub fn measure(variant: Variant, task: Task<'_>) -> Result<Vec<Row>, BenchError> {
-    let bytes = 4 * task.window;
-    let _huge = match variant {
-        Variant::Hugetlb2m => Some(HugePages::free(task.host, bytes)?),
-        _ => {
-            check_memory(task.host, bytes)?;
-            None
-        }
-    };
+    let _huge = room_for(task.host, variant, 4 * task.window)?;
     let places = Places::take()?;
     let setup = Setup { variant, size: task.window, kind: Kind::Public, cpus: 1 };
     let mut ours = Ours::new(setup, &places)?;
