@@ -9,7 +9,8 @@
 //! 3. asks what to watch next ([`HeatPolicy::watch`]).
 //!
 //! [`entry`] is what is known of a granule, in 8 bytes; [`policy`] decides;
-//! [`watch`] chooses what to watch; [`bucket`] is the budget of bytes.
+//! [`watch`] chooses what to watch; [`bucket`] is the budget of bytes;
+//! [`sim`] replays touches of memory and compares.
 //!
 //! What keeps memory from moving to and fro:
 //! * a granule is hot only after touches were seen in several ticks
@@ -27,6 +28,7 @@ pub mod entry;
 pub mod policy;
 mod scale;
 pub mod settings;
+pub mod sim;
 #[cfg(test)]
 mod tests;
 mod unrest;
