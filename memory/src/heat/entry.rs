@@ -41,7 +41,7 @@ const MUCH_MORE: i32 = 5 * 256;
 const MUCH_LESS: i32 = 3 * 256;
 /// Changes between touched and not in the last observations of a granule that
 /// may have changed for good.
-const FLIPS: u32 = 2;
+const FLIPS: u32 = 3;
 /// Longest pause between two looks at a granule, as a power of two of ticks:
 /// at one that is used, which costs the guest time each time, and at one that
 /// is not.
