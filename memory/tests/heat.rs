@@ -81,8 +81,7 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
     let memory = memory(Backing::Anon, ram);
     let pages = ram / 4096;
     fill(&memory, pages);
-    let tiers =
-        Tiers::new(&memory, config(Backing::Anon, granule, ram / 4, Kind::Public)).unwrap();
+    let tiers = Tiers::new(&memory, config(Backing::Anon, granule, ram / 4, Kind::Public)).unwrap();
     let hot = range(ram / 2, ram / 8);
     let hot_pages = hot.base().0 / 4096..hot.end().0 / 4096;
     let stop = AtomicBool::new(false);
