@@ -102,7 +102,7 @@ impl Tiers {
             _ => None,
         };
         let memory = Arc::clone(memory);
-        Ok(Self { _heat: heat, fault, movers, core, config, _memory: memory })
+        Ok(Self { heat, fault, movers, core, config, _memory: memory })
     }
 }
 

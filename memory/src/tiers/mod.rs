@@ -41,7 +41,7 @@ use crate::{GpaRange, GuestMemory};
 /// those of the tiers.
 pub struct Tiers {
     // Threads end before what they work on goes.
-    _heat: Option<heat::HeatThread>,
+    heat: Option<heat::HeatThread>,
     fault: fault::FaultThread,
     movers: Arc<Movers>,
     core: Arc<Core>,
@@ -122,6 +122,14 @@ impl Tiers {
                 }
                 thread::sleep(AGAIN);
             }
+        }
+    }
+
+    /// Has policy `heat` watch and move nothing from its next tick on, or go on.
+    /// Nothing happens under another policy.
+    pub fn hold_heat(&self, hold: bool) {
+        if let Some(heat) = &self.heat {
+            heat.hold(hold);
         }
     }
 

@@ -27,21 +27,36 @@ const BATCH: u64 = 16 << 20;
 
 /// The thread with what ends it.
 pub(crate) struct HeatThread {
-    over: Arc<Over>,
+    orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct Over {
-    flag: Mutex<bool>,
+struct Orders {
+    order: Mutex<Order>,
     changed: Condvar,
 }
 
-impl Over {
-    /// Waits for `time`; true at the end.
-    fn wait(&self, time: Duration) -> bool {
-        let flag = lock(&self.flag);
-        let waited = self.changed.wait_timeout_while(flag, time, |over| !*over);
+/// What the thread is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Order {
+    #[default]
+    Run,
+    /// Nothing, until told otherwise.
+    Hold,
+    End,
+}
+
+impl Orders {
+    fn give(&self, order: Order) {
+        *lock(&self.order) = order;
+        self.changed.notify_all();
+    }
+
+    /// Waits for `time`, or for the end.
+    fn wait(&self, time: Duration) -> Order {
+        let order = lock(&self.order);
+        let waited = self.changed.wait_timeout_while(order, time, |order| *order != Order::End);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
@@ -65,26 +80,30 @@ impl HeatThread {
         let policy = HeatPolicy::new(core.space.granules(), settings)
             .map_err(|error| TiersError::Heat(error.to_string()))?;
         let source = choose(core, config.period).map_err(TiersError::Heat)?;
-        let over = Arc::<Over>::default();
+        let orders = Arc::<Orders>::default();
         let service = Service { movers: Arc::clone(movers), policy, source, config };
-        let until = Arc::clone(&over);
+        let follows = Arc::clone(&orders);
         let work = move || {
             let _death = Death::of("the heat thread", service.movers.core.fatal);
-            service.serve(&until);
+            service.serve(&follows);
         };
         let thread = thread::Builder::new()
             .name("heat".into())
             .spawn(work)
             .map_err(|source| TiersError::Refused { what: "threads", source })?;
-        Ok(Self { over, thread: Some(thread) })
+        Ok(Self { orders, thread: Some(thread) })
+    }
+
+    /// Has the thread watch and move nothing from the next tick on, or go on.
+    pub(crate) fn hold(&self, hold: bool) {
+        self.orders.give(if hold { Order::Hold } else { Order::Run });
     }
 }
 
 impl Drop for HeatThread {
     /// Ends the thread, after the batch that it is at.
     fn drop(&mut self) {
-        *lock(&self.over.flag) = true;
-        self.over.changed.notify_all();
+        self.orders.give(Order::End);
         if let Some(thread) = self.thread.take() {
             // A panic has ended the process.
             let _ = thread.join();
@@ -100,9 +119,14 @@ struct Service {
 }
 
 impl Service {
-    fn serve(mut self, over: &Over) {
-        while !over.wait(self.config.period) && !self.movers.core.is_over() {
-            self.tick();
+    fn serve(mut self, orders: &Orders) {
+        loop {
+            match orders.wait(self.config.period) {
+                _ if self.movers.core.is_over() => break,
+                Order::End => break,
+                Order::Run => self.tick(),
+                Order::Hold => self.source.harvest(&self.movers.turn(), &mut Vec::new()),
+            }
         }
         // Nobody may be there to bring it back later.
         self.source.harvest(&self.movers.turn(), &mut Vec::new());
@@ -115,8 +139,9 @@ impl Service {
         let touched = seen.iter().filter(|seen| seen.touch.is_some()).count();
         core.counters.heat.touched.fetch_add(touched as u64, Relaxed);
         self.policy.observe(&seen);
+        let moves = self.plan();
         if self.config.moves {
-            self.moves();
+            self.carry_out(&moves);
         }
         let turn = self.movers.turn();
         let source = &mut self.source;
@@ -127,11 +152,14 @@ impl Service {
         core.counters.heat.watched.fetch_add(watched, Relaxed);
     }
 
-    fn moves(&mut self) {
+    fn plan(&mut self) -> Moves {
+        let core = &self.movers.core;
+        let room = public(core).map(|(_, free)| free).sum();
+        self.policy.plan(&|granule| place(core, granule), room)
+    }
+
+    fn carry_out(&mut self, Moves { demote, promote }: &Moves) {
         let core = Arc::clone(&self.movers.core);
-        let place = |granule: Granule| place(&core, granule);
-        let room = public(&core).map(|(_, free)| free).sum();
-        let Moves { demote, promote } = self.policy.plan(&place, room);
         let (mut asked, mut moved) = (0, 0);
         let batch = (BATCH / core.space.size().bytes()).max(1) as usize;
         for granules in demote.chunks(batch) {

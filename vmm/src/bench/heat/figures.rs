@@ -4,7 +4,7 @@ use neap_memory::heat::sim::generate::{Generated, Shape};
 use neap_memory::heat::sim::{hot_set, replay};
 
 use super::compare::{Compared, gib};
-use super::{HOT, Kind, PER_WINDOW, PHASE, SHAPE, ZIPF, refused, settings};
+use super::{HOT, Kind, PER_WINDOW, PHASE, SHAPE, ZIPF, refused, sampling, settings};
 use crate::bench::moving::host::Interrupts;
 use crate::bench::moving::{figure, samples};
 use crate::bench::rows::{Row, Rows};
@@ -15,12 +15,14 @@ const PHASE_HITS: &str = "heat.hit_ratio_vs_optimum.phase";
 const MOVES: &str = "heat.moves_vs_hot_set.zipf";
 const SCAN_LOSS: &str = "heat.scan_loss";
 
+/// Turns of the sampling figure for each run.
+const TURNS: usize = 7;
 /// Windows after the deadline of a phase that its hit ratio is taken over.
 const AFTER: usize = 25;
 
-/// Names of the figures that come of traces.
+/// Names of the figures.
 pub fn names() -> Vec<String> {
-    [ZIPF_HITS, PHASE_HITS, MOVES, SCAN_LOSS].map(str::to_owned).into()
+    [ZIPF_HITS, PHASE_HITS, MOVES, SCAN_LOSS, sampling::NAME].map(str::to_owned).into()
 }
 
 /// What was found.
@@ -120,7 +122,11 @@ pub fn measure(runs: usize, tell: &mut dyn FnMut(&str)) -> Result<Heat, BenchErr
             figure: Figure::median(SCAN_LOSS, "ratio", &loss).at_most(0.05),
         },
     ];
-    Ok(Heat { rows: Rows { rows, left_out: Vec::new() }, compared })
+    let mut rows = Rows { rows, left_out: Vec::new() };
+    tell(sampling::NAME);
+    let cost = sampling::measure(TURNS * runs, &interrupts);
+    rows.take(&[sampling::NAME.to_owned()], cost)?;
+    Ok(Heat { rows, compared })
 }
 
 /// Values of the policy, and of what it is compared with.

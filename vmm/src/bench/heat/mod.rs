@@ -10,6 +10,7 @@
 
 mod compare;
 mod figures;
+mod sampling;
 
 pub use compare::{Compared, Line, recorded, table, write_traces};
 pub use figures::{Heat, measure, names};
