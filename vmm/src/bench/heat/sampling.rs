@@ -5,9 +5,9 @@
 //! cost. Its rate of touches is taken in phases, with and without sampling in
 //! turn. Nothing moves.
 //!
-//! Time in which the vCPU's thread could run and did not get a processor is
-//! left out (`schedstat` in proc(5)): it is other programs'. Time in which it
-//! waits for a fault to be served counts.
+//! Time in which the vCPU's thread, or the fault thread that it waits for, could
+//! run and did not get a processor is left out (`schedstat` in proc(5)): it is
+//! other programs'. All else counts that it waits for.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,8 +33,9 @@ use crate::failure::{VM_FAILED, tell};
 /// Name of the figure.
 pub(super) const NAME: &str = "heat.sampling_cost";
 
-/// Memory of the guest.
-const SIZE: u64 = GIB;
+/// Memory of the guest: so much that as many used granules are due in each tick
+/// as may be watched.
+const SIZE: u64 = 3 * GIB;
 /// How long the guest is looked at each time.
 const PHASE: Duration = Duration::from_millis(300);
 
@@ -66,7 +67,8 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     guest.wait_passes(1, PASS)?;
     wait_watched(&tiers, &heat)?;
 
-    let vcpu = Vcpu::find()?;
+    let threads = [Thread::named("bare0")?, Thread::named("fault")?];
+    let mut faults = Vec::new();
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // One turn more than asked for: the first warms up.
     for turn in 0..=turns {
@@ -78,13 +80,18 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
             // The tick that it is at ends, and the next one takes the order.
             thread::sleep(3 * heat.period);
             let before = tiers.status().counts.heat.touched;
-            let rate = rate(&guest, &vcpu)?;
+            let rate = rate(&guest, &threads)?;
             let touched = tiers.status().counts.heat.touched - before;
             if hold != (touched == 0) {
                 return Err(BenchError::Unexpected(format!("{touched} touches were sampled")));
             }
             if turn > 0 {
-                if hold { without.push(rate) } else { with.push(rate) }
+                if hold {
+                    without.push(rate);
+                } else {
+                    with.push(rate);
+                    faults.push(touched as f64 / PHASE.div_duration_f64(heat.period));
+                }
             }
         }
     }
@@ -99,7 +106,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     let cost = with.pair(&without, |with, without| 1.0 - with / without);
     let cost = cost.ok_or(BenchError::NoRuns(turns))?;
     Ok(vec![Row {
-        quantity: "guest's touches with sampling".into(),
+        quantity: format!("guest's touches at {:.0} faults a tick", samples(faults)?.median()),
         unit: "M/s",
         figure: Figure::median(NAME, "ratio", &cost).at_most(0.01),
         ours: with,
@@ -122,27 +129,28 @@ fn wait_watched(tiers: &Tiers, heat: &HeatConfig) -> Result<(), BenchError> {
 }
 
 /// Millions of touches a second.
-fn rate(guest: &Guest, vcpu: &Vcpu) -> Result<f64, BenchError> {
-    let (before, delayed, since) = (guest.counters(0).touches, vcpu.delayed()?, Instant::now());
+fn rate(guest: &Guest, threads: &[Thread]) -> Result<f64, BenchError> {
+    let delays = || threads.iter().map(Thread::delayed).sum::<Result<Duration, _>>();
+    let (before, delayed, since) = (guest.counters(0).touches, delays()?, Instant::now());
     thread::sleep(PHASE);
-    let (after, later, elapsed) = (guest.counters(0).touches, vcpu.delayed()?, since.elapsed());
+    let (after, later, elapsed) = (guest.counters(0).touches, delays()?, since.elapsed());
     let own = elapsed.saturating_sub(later.saturating_sub(delayed));
     Ok((after - before) as f64 / own.as_secs_f64() / 1e6)
 }
 
-/// The thread of the only vCPU.
-struct Vcpu(PathBuf);
+/// A thread of this process.
+struct Thread(PathBuf);
 
-impl Vcpu {
-    fn find() -> Result<Self, BenchError> {
+impl Thread {
+    fn named(name: &str) -> Result<Self, BenchError> {
         let failed = |source| BenchError::System { what: "/proc/self/task", source };
         for task in fs::read_dir("/proc/self/task").map_err(failed)? {
             let path = task.map_err(failed)?.path();
-            if fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "bare0") {
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
                 return Ok(Self(path.join("schedstat")));
             }
         }
-        Err(BenchError::Unexpected("the vCPU has no thread".into()))
+        Err(BenchError::Unexpected(format!("there is no thread {name}")))
     }
 
     /// Time that it waited for a processor.
