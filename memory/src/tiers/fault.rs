@@ -9,11 +9,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::core::{Core, lock};
+use super::core::{Core, Touched, lock};
 use super::death::Death;
 use crate::granule::{Granule, Kind, PoolId};
 use crate::policy::{Decision, Event as Touch, Facts};
@@ -108,7 +109,7 @@ impl Service {
         }
         for granule in std::mem::take(&mut self.waiting) {
             self.core.counters.retried.fetch_add(1, Ordering::Relaxed);
-            self.resolve(granule);
+            self.resolve(granule, false);
         }
         let mut events = std::mem::take(&mut self.events);
         events.append(&mut lock(&self.core.inbox));
@@ -118,7 +119,7 @@ impl Service {
                 // Its turn comes; each try that fails wakes whoever waits, who
                 // then faults again.
                 Some(granule) if self.waiting.contains(&granule) => {}
-                Some(granule) => self.resolve(granule),
+                Some(granule) => self.resolve(granule, event.write),
                 // Nothing else is watched in a way that makes events.
                 None => (self.core.fatal)("a fault outside of guest memory"),
             }
@@ -127,7 +128,7 @@ impl Service {
         Ok(())
     }
 
-    fn resolve(&mut self, granule: Granule) {
+    fn resolve(&mut self, granule: Granule, write: bool) {
         let counters = &self.core.counters;
         match self.core.table.get(granule) {
             // Whoever moves it wakes those who wait.
@@ -135,6 +136,7 @@ impl Service {
                 self.core.is_waited_for(granule);
             }
             view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),
+            view if self.core.is_aside(granule, &view) => self.bring_back(granule, view, write),
             view @ View { place: Place::Device { pool, .. }, mapped: false, .. } => {
                 self.come_home(granule, view, pool);
             }
@@ -148,6 +150,16 @@ impl Service {
     /// Tries again a little later.
     fn retry(&mut self, granule: Granule) {
         self.waiting.insert(granule);
+    }
+
+    /// A granule that was set aside to see just that was touched.
+    fn bring_back(&mut self, granule: Granule, view: View, write: bool) {
+        let at = Instant::now();
+        if self.core.bring_back(granule, view) {
+            lock(&self.core.touched).push(Touched { granule, at, write });
+        } else {
+            self.retry(granule);
+        }
     }
 
     /// A granule in a frame of kind `private` was touched.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
+use neap_memory::policy::PolicyName;
 use neap_memory::table::Place;
 use neap_memory::tiers::{Residence, Tiers};
 use neap_memory::uffd::abi::Door;
@@ -63,6 +64,14 @@ impl Memory for Tiers {
             ("stale", counts.stale),
             ("retried", counts.retried),
         ];
+        let heat = counts.heat;
+        let heat = (status.policy == PolicyName::Heat).then_some(api::Heat {
+            watched: heat.watched,
+            touched: heat.touched,
+            promoted: heat.promoted,
+            demoted: heat.demoted,
+            bytes: heat.bytes,
+        });
         let (vma_budget, vmas) = status.vmas;
         api::Tiers {
             granule_bytes: status.granule.bytes(),
@@ -80,6 +89,7 @@ impl Memory for Tiers {
             },
             outcomes: outcomes(&counts.outcomes),
             faults: faults.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            heat,
             vmas,
             vma_budget,
         }

@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{
-    Amount, Lifecycle, Migrated, Mismatch, Moves, Pinned, Place, Progress, Region, Residency, Run,
-    Skipped, State, Status, Tiers, Unpinned, Verified,
+    Amount, Heat, Lifecycle, Migrated, Mismatch, Moves, Pinned, Place, Progress, Region, Residency,
+    Run, Skipped, State, Status, Tiers, Unpinned, Verified,
 };
 pub use request::{Hex, Migrate, Range, Request, SelectFlag, To};
 
