@@ -16,7 +16,9 @@ pub(crate) mod core;
 mod counters;
 pub(crate) mod death;
 mod fault;
+mod latency;
 mod look;
+mod policy;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -26,7 +28,9 @@ use std::time::{Duration, Instant};
 
 pub use config::{RegionConfig, TiersConfig, TiersError};
 pub use counters::Counts;
+pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
+pub use policy::PolicyRefused;
 
 use self::core::{Core, lock};
 use crate::granule::Granule;
@@ -75,6 +79,15 @@ impl Tiers {
         let granules = run::granules(&self.core, request)?;
         let _active = self.activate(&granules)?;
         Ok(run::run(&self.core, &self.crew, request, &granules, progress))
+    }
+
+    /// Whether [`Self::migrate`] would take `request`, unless another is at
+    /// work on the same memory when it begins.
+    ///
+    /// # Errors
+    /// A request that makes no sense.
+    pub fn check(&self, request: &MigrateRequest) -> Result<(), RequestError> {
+        run::granules(&self.core, request).map(drop)
     }
 
     /// Notes that a request is at work on `granules`.
