@@ -155,11 +155,13 @@ pub fn execute(args: CtlArgs) -> Outcome {
                 select: (!asked.select.is_empty()).then_some(asked.select),
                 from_pool: asked.from_region,
                 limit: asked.limit,
+                detach: false,
             });
             talk.migrate("migrate", &request, filtered)
         }
         Action::Evacuate { region } => {
-            talk.migrate("evacuate", &Request::Evacuate { region }, true)
+            let request = Request::Evacuate(api::Evacuate { region, detach: false });
+            talk.migrate("evacuate", &request, true)
         }
         Action::Pause => talk.tell("pause", &Request::Pause {}, show::lifecycle),
         Action::Resume => talk.tell("resume", &Request::Resume {}, show::lifecycle),

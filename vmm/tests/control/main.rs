@@ -1,0 +1,6 @@
+//! The control socket over a real socket, with memory that takes as long to
+//! move as a test wants.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lines;
+mod machine;
