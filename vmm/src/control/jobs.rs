@@ -246,7 +246,10 @@ mod tests {
         let outcomes = [("moved".to_owned(), 1), ("cancelled".to_owned(), 1)].into();
         running.end(&Ok(Migrated { outcomes, ..Migrated::default() }));
         let error = jobs.cancel(0).unwrap_err();
-        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::State, "job 0 is cancelled already"));
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::State, "job 0 is cancelled already")
+        );
     }
 
     #[test]

@@ -29,10 +29,17 @@ pub(super) async fn serve(
     let mut connection = Connection::new(stream, first);
     let mut stopping = false;
     loop {
-        if !stopping {
-            receive_all(&mut connection, &ways, &outgoing);
+        // Until nothing is left of what has come, or enough waits for the
+        // client: one that took its answers may go on with what it sent before.
+        loop {
+            if connection.write().is_err() {
+                return;
+            }
+            if stopping || !receive_all(&mut connection, &ways, &outgoing) {
+                break;
+            }
         }
-        if connection.write().is_err() || connection.is_over() {
+        if connection.is_over() {
             return;
         }
         if stopping && connection.is_answered() {
@@ -76,12 +83,15 @@ fn queue(connection: &mut Connection, reply: Outgoing) {
     }
 }
 
+/// False if there was nothing to receive.
 fn receive_all(
     connection: &mut Connection,
     ways: &Ways,
     outgoing: &UnboundedSender<Outgoing>,
-) {
+) -> bool {
+    let mut some = false;
     while let Some(received) = connection.take() {
+        some = true;
         let (id, error) = match received {
             Received::Line(line) => match api::parse(&line) {
                 Ok((id, request)) => {
@@ -100,4 +110,5 @@ fn receive_all(
         };
         connection.queue_notice(api::message_line(&Message { id, body: Body::Error(error) }));
     }
+    some
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
-use neap_memory::table::Place;
 use neap_memory::policy::PolicyName;
+use neap_memory::table::Place;
 use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, Residence, Tiers};
 use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};

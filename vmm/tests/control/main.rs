@@ -2,5 +2,8 @@
 //! move as a test wants.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod browser;
+mod http;
 mod lines;
 mod machine;
+mod resources;

@@ -6,8 +6,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::request::{Hex, PolicyWord, Range};
 use super::Error;
+use super::request::{Hex, PolicyWord, Range};
 
 /// Granules and bytes.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]

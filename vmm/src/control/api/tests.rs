@@ -35,8 +35,7 @@ fn requests() -> impl Strategy<Value = Request> {
         Just(Request::Jobs {}),
         any::<u64>().prop_map(|job| Request::Job { job }),
         any::<u64>().prop_map(|job| Request::Cancel { job }),
-        prop::option::of(policy)
-            .prop_map(|set| Request::Policy { set: set.map(PolicyWord) }),
+        prop::option::of(policy).prop_map(|set| Request::Policy { set: set.map(PolicyWord) }),
         Just(Request::Metrics {}),
         Just(Request::Pause {}),
         Just(Request::Resume {}),

@@ -69,8 +69,7 @@ pub(super) async fn serve(
             }
         }
     };
-    let timed_out = ended.is_err_and(|error| error.is_timeout());
-    if let Some(refusal) = exchange.refusal(timed_out, limits.sending) {
+    if let Some(refusal) = exchange.refusal(ended.err().as_ref(), limits.sending) {
         // It fits the socket's buffer, or the client does not read.
         let _ = socket.try_write(&refusal);
     }

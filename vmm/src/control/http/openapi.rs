@@ -149,9 +149,7 @@ fn words(action: Action) -> (&'static str, &'static str) {
 }
 
 fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
-    let in_query = |name: &str, description: &str, schema: Value| {
-        json!({ "name": name, "in": "query", "description": description, "schema": schema })
-    };
+    let in_query = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "query", "description": description, "schema": schema });
     let flag = || json!({ "type": "boolean", "default": false });
     match route.action {
         Action::Residency => vec![

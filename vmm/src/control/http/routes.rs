@@ -286,9 +286,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 }
 
 async fn read(mut body: Incoming) -> Result<Vec<u8>, Error> {
-    let too_long = || {
-        Error::new(ErrorKind::TooLong, format!("a body of more than {MAX_BODY} bytes"))
-    };
+    let too_long =
+        || Error::new(ErrorKind::TooLong, format!("a body of more than {MAX_BODY} bytes"));
     if body.size_hint().lower() > MAX_BODY as u64 {
         return Err(too_long());
     }

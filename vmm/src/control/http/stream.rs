@@ -51,17 +51,24 @@ impl Exchange {
         self.answered.set(true);
     }
 
-    /// What to tell a client whose connection has ended; `timed_out`: it took
-    /// longer than `limit` over a head.
-    pub(super) fn refusal(&self, timed_out: bool, limit: Duration) -> Option<Vec<u8>> {
+    /// What to tell a client whose connection has ended with `error`; a head
+    /// had as long as `limit`.
+    pub(super) fn refusal(&self, error: Option<&hyper::Error>, limit: Duration) -> Option<Vec<u8>> {
+        let error = error?;
         // One that has sent nothing of a request has kept its connection for
         // as long as it may.
-        if timed_out && self.begun.get() {
+        if error.is_timeout() && self.begun.get() {
             let message = format!("no whole head of a request within {limit:?}");
             let error = Error::new(ErrorKind::TimedOut, message);
             return Some(answer::raw(StatusCode::REQUEST_TIMEOUT, &error));
         }
-        let status = StatusCode::from_u16(self.refused.get()?).ok()?;
+        if error.is_incomplete_message() && self.begun.get() {
+            let error = Error::new(ErrorKind::Malformed, "a head of a request that is cut off");
+            return Some(answer::raw(StatusCode::BAD_REQUEST, &error));
+        }
+        // HTTP/2 hyper does not answer at all.
+        let status = self.refused.get().or(error.is_parse().then_some(400))?;
+        let status = StatusCode::from_u16(status).ok()?;
         let error = match status {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => {
                 let message = format!("a head of more than {MAX_HEAD} bytes, or too many fields");
