@@ -197,7 +197,7 @@ fn duration(us: u64) -> String {
     }
 }
 
-fn granules(count: u64) -> String {
+pub(super) fn granules(count: u64) -> String {
     format!("{count} granule{}", if count == 1 { "" } else { "s" })
 }
 
@@ -206,12 +206,12 @@ fn range(base: Hex, size: u64) -> String {
     format!("{base}-{}", Hex(base.0.saturating_add(size.saturating_sub(1))))
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
 /// Rows with their cells one below the other.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         widths.resize(widths.len().max(row.len()), 0);
