@@ -9,6 +9,8 @@ use crate::failure::{Outcome, SUCCESS, print};
 ///
 /// A machine serves the same one at /v1/openapi.json.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  neap openapi > neap.json")]
 pub struct OpenapiArgs {}
 
 /// Carries the command out.
