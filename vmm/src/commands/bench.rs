@@ -67,6 +67,9 @@ enum Subject {
     Steady(MovingArgs),
     /// A device region of 1T: how soon it is there, what it costs, and what a granule costs
     Pool(MovingArgs),
+    /// The API socket of a machine with a region of 1T, while its memory moves all the time: how soon
+    /// it answers, and what a scrape of the metrics costs the moves
+    Api(MovingArgs),
 }
 
 #[derive(Args, Debug)]
@@ -111,6 +114,7 @@ pub fn execute(args: BenchArgs) -> Outcome {
         Subject::Fault(args) => bench_moving(moving::Subject::Fault, &args),
         Subject::Steady(args) => bench_moving(moving::Subject::Steady, &args),
         Subject::Pool(args) => bench_moving(moving::Subject::Pool, &args),
+        Subject::Api(args) => bench_moving(moving::Subject::Api, &args),
     }
 }
 
