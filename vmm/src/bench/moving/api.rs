@@ -7,7 +7,7 @@
 //! socket, the control thread and the main thread's side are those of `neap
 //! run`; there are no vCPUs.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use neap_memory::migrate::{MigrateRequest, Select, Target};
 use neap_memory::tiers::{Pin, RegionConfig, Tiers, TiersConfig};
 use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use super::host::check_memory;
@@ -31,8 +32,7 @@ use super::{BenchError, samples, window};
 use crate::bench::rows::Row;
 use crate::bench::{Figure, Samples};
 use crate::control::Memory;
-use crate::control::api::{Hex, MAX_RUNS, Request, Residency, Status};
-use crate::control::client::Client;
+use crate::control::api::{self, Body, Hex, MAX_RUNS, Message, Request, Residency, Status};
 use crate::control::desk::{Desk, Owner};
 use crate::control::server::Server;
 use crate::control::socket::ListeningSocket;
@@ -60,6 +60,8 @@ const COUNTED: Duration = Duration::from_millis(250);
 const EVERY: Duration = Duration::from_millis(50);
 /// The limit for an answer.
 const LIMIT_MS: f64 = 50.0;
+/// For an answer, before the bench gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How soon the main thread's side looks whether it is to end.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
@@ -73,13 +75,13 @@ pub fn measure(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
     let storm = Storm::start(&machine.tiers);
     let (mut status, mut residency, mut scrape) = (Vec::new(), Vec::new(), Vec::new());
     let (mut alone, mut scraped) = (Vec::new(), Vec::new());
-    let mut client = Client::connect(&machine.path).map_err(unexpected)?;
+    let mut asker = Asker::connect(&machine.path)?;
     for _ in 0..task.turns {
         task.interrupts.check()?;
         for _ in 0..ASKED {
-            status.push(timed(|| machine.status(&mut client))?);
-            residency.push(timed(|| machine.residency(&mut client))?);
-            scrape.push(timed(|| machine.scrape())?);
+            status.push(asker.status()?);
+            residency.push(asker.residency()?);
+            scrape.push(scraped_in(&machine.path)?);
         }
         alone.push(machine.moves(None)?);
         scraped.push(machine.moves(Some(EVERY))?);
@@ -109,13 +111,6 @@ fn moves(ours: Samples, theirs: Samples) -> Result<Row, BenchError> {
 
 fn unexpected(error: impl std::fmt::Display) -> BenchError {
     BenchError::Unexpected(error.to_string())
-}
-
-/// Milliseconds that it takes.
-fn timed(work: impl FnOnce() -> Result<(), BenchError>) -> Result<f64, BenchError> {
-    let since = Instant::now();
-    work()?;
-    Ok(since.elapsed().as_secs_f64() * 1e3)
 }
 
 /// The main thread's side of a machine without vCPUs.
@@ -178,31 +173,6 @@ impl Machine {
         Ok(Self { tiers, path, _folder: folder, _pins: pins, over, main })
     }
 
-    fn status(&self, client: &mut Client) -> Result<(), BenchError> {
-        let status: Status = client.ask(&Request::Status {}).map_err(unexpected)?;
-        match status.tiers.and_then(|tiers| tiers.regions.first().map(|region| region.frames)) {
-            Some(frames) if frames * HUGE_PAGE_SIZE > TIB => Ok(()),
-            other => Err(unexpected(format!("a region of {other:?} frames"))),
-        }
-    }
-
-    fn residency(&self, client: &mut Client) -> Result<(), BenchError> {
-        let request = Request::Residency { verify: false, from: Hex(0) };
-        let residency: Residency = client.ask(&request).map_err(unexpected)?;
-        match residency.runs.len() {
-            MAX_RUNS => Ok(()),
-            runs => Err(unexpected(format!("an answer of {runs} runs"))),
-        }
-    }
-
-    fn scrape(&self) -> Result<(), BenchError> {
-        let page = get(&self.path, "/metrics").map_err(unexpected)?;
-        match page.starts_with("HTTP/1.0 200") && page.contains("neap_moved_bytes_total") {
-            true => Ok(()),
-            false => Err(unexpected(page)),
-        }
-    }
-
     /// Granules that move in a second, with a scrape every now and then.
     fn moves(&self, every: Option<Duration>) -> Result<f64, BenchError> {
         let moved = || {
@@ -212,7 +182,7 @@ impl Machine {
         let (since, before) = (Instant::now(), moved());
         while let Some(left) = COUNTED.checked_sub(since.elapsed()) {
             if every.is_some() {
-                self.scrape()?;
+                scraped_in(&self.path)?;
             }
             thread::sleep(left.min(every.unwrap_or(left)));
         }
@@ -253,10 +223,67 @@ fn pins(tiers: &Tiers) -> Result<Vec<Pin>, BenchError> {
     (0..MAX_RUNS as u64).map(held).collect()
 }
 
+/// Somebody who asks in JSON lines. What is timed ends with the last byte of
+/// the answer: to make sense of it takes the client as long as it likes.
+struct Asker(BufReader<UnixStream>);
+
+impl Asker {
+    fn connect(path: &Path) -> Result<Self, BenchError> {
+        Ok(Self(BufReader::new(connect(path).map_err(unexpected)?)))
+    }
+
+    /// The answer, and milliseconds until it was there.
+    fn ask<A: DeserializeOwned>(&mut self, request: &Request) -> Result<(A, f64), BenchError> {
+        let since = Instant::now();
+        self.0.get_mut().write_all(&api::request_line(1, request)).map_err(unexpected)?;
+        let mut line = Vec::new();
+        self.0.read_until(b'\n', &mut line).map_err(unexpected)?;
+        let took = since.elapsed();
+        let message: Message<A> = serde_json::from_slice(&line).map_err(unexpected)?;
+        match message.body {
+            Body::Ok(answer) => Ok((answer, took.as_secs_f64() * 1e3)),
+            _ => Err(unexpected(String::from_utf8_lossy(&line))),
+        }
+    }
+
+    fn status(&mut self) -> Result<f64, BenchError> {
+        let (status, took) = self.ask::<Status>(&Request::Status {})?;
+        match status.tiers.and_then(|tiers| tiers.regions.first().map(|region| region.frames)) {
+            Some(frames) if frames * HUGE_PAGE_SIZE > TIB => Ok(took),
+            other => Err(unexpected(format!("a region of {other:?} frames"))),
+        }
+    }
+
+    fn residency(&mut self) -> Result<f64, BenchError> {
+        let request = Request::Residency { verify: false, from: Hex(0) };
+        let (residency, took) = self.ask::<Residency>(&request)?;
+        match residency.runs.len() {
+            MAX_RUNS => Ok(took),
+            runs => Err(unexpected(format!("an answer of {runs} runs"))),
+        }
+    }
+}
+
+/// Milliseconds that a scrape takes, with its connection.
+fn scraped_in(path: &Path) -> Result<f64, BenchError> {
+    let since = Instant::now();
+    let page = get(path, "/metrics").map_err(unexpected)?;
+    let took = since.elapsed();
+    match page.starts_with("HTTP/1.0 200") && page.contains("neap_moved_bytes_total") {
+        true => Ok(took.as_secs_f64() * 1e3),
+        false => Err(unexpected(page)),
+    }
+}
+
+fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
 /// What the server says to a request in HTTP/1.0.
 fn get(path: &Path, resource: &str) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut stream = connect(path)?;
     stream.write_all(format!("GET {resource} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut page = String::new();
     stream.read_to_string(&mut page)?;
