@@ -25,6 +25,7 @@ pub mod agent;
 mod environment;
 mod flow;
 pub mod machine;
+pub mod mended;
 mod process;
 mod qemu;
 mod session;
