@@ -25,6 +25,28 @@ struct Reader {
     lost: Arc<AtomicU64>,
 }
 
+impl Reader {
+    /// False if the reader is gone.
+    fn tell(&self, event: &Arc<Event>) -> bool {
+        // What was lost is told where it is missing.
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let gap = (lost > 0).then(|| Arc::new(Event::Lost(Lost { lost })));
+        let told = gap.into_iter().try_for_each(|gap| self.queue.try_send(gap));
+        let (lost, told) = match told {
+            Ok(()) => (0, self.queue.try_send(Arc::clone(event))),
+            full => (lost, full),
+        };
+        match told {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+                true
+            }
+            Err(TrySendError::Closed(_)) => false,
+        }
+    }
+}
+
 impl Hub {
     /// Tells every reader.
     pub fn tell(&self, event: Event) {
@@ -33,14 +55,7 @@ impl Hub {
             return;
         }
         let event = Arc::new(event);
-        readers.retain(|reader| match reader.queue.try_send(Arc::clone(&event)) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
-                reader.lost.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            Err(TrySendError::Closed(_)) => false,
-        });
+        readers.retain(|reader| reader.tell(&event));
     }
 
     /// Events from now on.
@@ -70,8 +85,8 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// The next event; `None` when there are no more. Lost ones are told when
-    /// what waited before them is read.
+    /// The next event; `None` when there are no more. The last ones, if they
+    /// are lost, are told of when what waited before them is read.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Arc<Event>>> {
         if self.events.is_empty() {
             let lost = self.lost.swap(0, Ordering::Relaxed);
@@ -106,10 +121,19 @@ mod tests {
         for _ in 0..MAX_WAITING + 5 {
             hub.tell(event.clone());
         }
-        for _ in 0..MAX_WAITING {
+        for _ in 0..2 {
+            assert_eq!(next(&mut slow), Some(event.clone()));
+        }
+        // The gap is told where it is, and one event after it.
+        for _ in 0..2 {
+            hub.tell(event.clone());
+        }
+        for _ in 0..MAX_WAITING - 2 {
             assert_eq!(next(&mut slow), Some(event.clone()));
         }
         assert_eq!(next(&mut slow), Some(Event::Lost(Lost { lost: 5 })));
+        assert_eq!(next(&mut slow), Some(event.clone()));
+        assert_eq!(next(&mut slow), Some(Event::Lost(Lost { lost: 1 })));
         hub.end();
         assert_eq!(next(&mut slow), Some(Event::Over {}));
         assert_eq!(next(&mut slow), None);

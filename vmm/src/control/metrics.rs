@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use neap_memory::migrate::Outcome;
+
 use super::api::{FaultLatency, State, Status, Tiers};
 
 /// What there is beside the status.
@@ -83,8 +85,10 @@ impl Text {
         let help = "Granules that were in motion, by what came of it; all but moved stayed whole \
                     where they were.";
         self.family("neap_move_outcomes_total", "counter", help);
-        for (outcome, count) in &tiers.outcomes {
-            self.sample("neap_move_outcomes_total", &[("outcome", outcome)], *count);
+        // Also those that there were none of: a rate needs its zero.
+        for (outcome, _) in Outcome::NAMES {
+            let count = tiers.outcomes.get(outcome).copied().unwrap_or(0);
+            self.sample("neap_move_outcomes_total", &[("outcome", outcome)], count);
         }
         self.family("neap_faults_total", "counter", "Faults of guest memory, by what came of it.");
         for (outcome, count) in &tiers.faults {
@@ -184,6 +188,7 @@ mod tests {
             "neap_info{version=\"1.\\\"0\\\"\"} 1",
             "neap_vcpu_exits_total{kind=\"io\"} 7",
             "neap_move_outcomes_total{outcome=\"pinned\"} 2",
+            "neap_move_outcomes_total{outcome=\"copy-failed\"} 0",
             "neap_region_bytes{region=\"0\",kind=\"public\",state=\"free\"} 6291456",
         ] {
             assert!(text.lines().any(|other| other == line), "no {line} in {text}");

@@ -20,6 +20,9 @@ use super::{Memory, Reply, translate};
 const PIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Most requests about memory at a time, of all clients: each takes a thread.
 const MAX_MOVERS: usize = 64;
+/// Of these, most migrations, so that whoever wants to see what they do or
+/// hold is not refused for them.
+const MAX_MIGRATIONS: usize = 32;
 /// Most pins at a time that clients hold.
 const MAX_PINS: usize = 4096;
 
@@ -57,6 +60,8 @@ pub(super) struct Movers {
     hub: Arc<Hub>,
     /// One clone for each thread, and this one.
     at_work: Arc<()>,
+    /// The same for migrations.
+    migrating: Arc<()>,
 }
 
 /// What clients hold.
@@ -69,7 +74,14 @@ struct Pins {
 impl Movers {
     pub(super) fn new(memory: Arc<dyn Memory>, hub: Arc<Hub>) -> Self {
         let jobs = Arc::new(Jobs::new(Arc::clone(&hub)));
-        Self { memory, pins: Arc::default(), jobs, hub, at_work: Arc::default() }
+        Self {
+            memory,
+            pins: Arc::default(),
+            jobs,
+            hub,
+            at_work: Arc::default(),
+            migrating: Arc::default(),
+        }
     }
 
     /// The jobs that there are.
@@ -81,6 +93,12 @@ impl Movers {
     pub(super) fn submit(&self, job: Job, reply: Reply) {
         if Arc::strong_count(&self.at_work) > MAX_MOVERS {
             let message = format!("{MAX_MOVERS} requests are at work: wait for one");
+            return reply.finish(Err(Error::new(ErrorKind::Refused, message)));
+        }
+        let migrating = matches!(job, Job::Migrate(_)).then(|| Arc::clone(&self.migrating));
+        // One clone is its own, one this.
+        if migrating.is_some() && Arc::strong_count(&self.migrating) > MAX_MIGRATIONS + 1 {
+            let message = format!("{MAX_MIGRATIONS} migrations are at work: wait for one");
             return reply.finish(Err(Error::new(ErrorKind::Refused, message)));
         }
         let means = Means {
@@ -95,7 +113,7 @@ impl Movers {
         let work = {
             let slot = Arc::clone(&slot);
             move || {
-                let _at_work = at_work;
+                let _at_work = (at_work, migrating);
                 if let Some(reply) = lock(&slot).take() {
                     means.carry_out(job, reply);
                 }

@@ -71,6 +71,8 @@ fn bodies_that_make_no_sense_say_where() {
     }
     let empty = r#"{"to":"home","ranges":[{"base":0,"size":0}]}"#;
     assert!(machine.post("/v1/migrate", empty).refused(422, "refused").contains("is empty"));
+    let detached = r#"{"to":"home","detach":true}"#;
+    assert!(machine.post("/v1/migrate", detached).refused(400, "malformed").contains("detach"));
     // Known to make no sense before it begins, so there is no job.
     let message = machine.post("/v1/migrate", r#"{"to":"pool:7"}"#).refused(422, "refused");
     assert!(message.contains("device region 7"), "{message}");
@@ -123,6 +125,25 @@ fn a_job_outlives_its_client_and_is_told_of() {
     assert_eq!(job["state"], "done");
     assert_eq!(job["result"]["moved"], json!({"granules": 2, "bytes": 2 * GRANULE}));
     assert_eq!(machine.memory.cancelled.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn jobs_leave_room_for_whoever_looks_at_them() {
+    let machine = Machine::start();
+    let of = |index: u64| {
+        let base = index * GRANULE;
+        format!(r#"{{"to":"pool:0","ranges":[{{"base":{base},"size":"2M"}}]}}"#)
+    };
+    for index in 0..32 {
+        begin(&machine, &of(index));
+    }
+    let message = machine.post("/v1/migrate", &of(32)).refused(422, "refused");
+    assert_eq!(message, "32 migrations are at work: wait for one");
+    assert_eq!(machine.get("/v1/status").status, 200);
+    assert!(machine.get("/metrics").text.contains("\nneap_jobs_running 32\n"));
+    assert_eq!(machine.browse().ask("DELETE", "/v1/jobs/7", "").status, 202);
+    ended(&machine, "/v1/jobs/7");
+    wait_until(|| machine.post("/v1/migrate", &of(32)).status == 202);
 }
 
 #[test]

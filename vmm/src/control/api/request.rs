@@ -89,6 +89,7 @@ pub struct Migrate {
     /// Answer at once, with a [`Job`](super::Job) that goes on when whoever
     /// asked is gone.
     #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(skip)]
     pub detach: bool,
 }
 
@@ -100,6 +101,7 @@ pub struct Evacuate {
     pub region: u8,
     /// As in [`Migrate`].
     #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(skip)]
     pub detach: bool,
 }
 

@@ -13,6 +13,7 @@ mod answer;
 mod body;
 pub mod openapi;
 mod query;
+mod read;
 mod routes;
 mod stream;
 mod timer;

@@ -1,6 +1,8 @@
 //! The OpenAPI 3.1 document, made from the table of routes and the types that
 //! are really read and written, so that it cannot say anything else.
 
+use std::sync::LazyLock;
+
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -11,15 +13,17 @@ use super::routes::{Action, NewPolicy, ROUTES, Route};
 use super::{MAX_BODY, MAX_HEAD};
 
 /// The document as text, with a final line break.
-pub fn text() -> String {
+pub fn text() -> &'static str {
     // Texts, numbers and maps with texts as keys can always be written.
-    serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n"
+    static TEXT: LazyLock<String> =
+        LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n");
+    &TEXT
 }
 
 fn document() -> Value {
     let mut schemas = Schemas::new();
     let mut paths: Map<String, Value> = Map::new();
-    for route in &ROUTES {
+    for route in ROUTES.iter() {
         let operation = operation(route, &mut schemas);
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.as_str().to_lowercase()] = operation;

@@ -1,18 +1,14 @@
 //! Which path and method ask for what.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::time::timeout;
 
 use super::super::api::{self, Error, ErrorKind, Evacuate, Hex, Migrate, PolicyWord, Range};
 use super::super::server::Ways;
@@ -21,7 +17,7 @@ use super::answer::{self, JSON, METRICS};
 use super::body::Answer;
 use super::query::Query;
 use super::stream::Exchange;
-use super::{MAX_BODY, malformed, openapi};
+use super::{malformed, openapi, read};
 use crate::config::units::Address;
 
 /// What is asked for.
@@ -59,7 +55,7 @@ const fn route(method: Method, path: &'static str, action: Action) -> Route {
 }
 
 /// All of them.
-pub(super) const ROUTES: [Route; 16] = [
+pub(super) static ROUTES: [Route; 16] = [
     route(Method::GET, "/v1/status", Action::Status),
     route(Method::GET, "/v1/residency", Action::Residency),
     route(Method::POST, "/v1/migrate", Action::Migrate),
@@ -95,16 +91,15 @@ enum Lost {
 
 /// The route of a request, and what stands for `{id}`.
 fn find<'a>(method: &Method, path: &'a str) -> Result<(&'static Route, Option<&'a str>), Lost> {
-    static TABLE: [Route; 16] = ROUTES;
     // An answer to HEAD is one to GET; hyper leaves the body out.
     let method = if method == Method::HEAD { &Method::GET } else { method };
-    let matching = || TABLE.iter().filter_map(|route| Some((route, matches(route.path, path)?)));
+    let matching = || ROUTES.iter().filter_map(|route| Some((route, matches(route.path, path)?)));
     if let Some((route, id)) = matching().find(|(route, _)| route.method == method) {
         return Ok((route, id));
     }
     let allowed: Vec<&str> = matching().map(|(route, _)| route.method.as_str()).collect();
     if allowed.is_empty() {
-        let mut paths: Vec<_> = TABLE.iter().map(|route| route.path).collect();
+        let mut paths: Vec<_> = ROUTES.iter().map(|route| route.path).collect();
         paths.dedup();
         let message = format!("there is no {path}; there are {}", paths.join(", "));
         return Err(Lost::Path(Error::new(ErrorKind::NotFound, message)));
@@ -168,20 +163,22 @@ async fn carry_out(
         }
         Action::Migrate => {
             let detach = !query.flag("wait")?;
-            let asked = read_json::<Migrate>(request, ways).await?;
+            let asked = read::json::<Migrate>(request, &ways.limits).await?;
+            without_detach(asked.detach)?;
             let asked = api::Request::Migrate(Migrate { detach, ..asked });
             (asked, job_status(detach), detach.then_some("/v1/jobs/"))
         }
         Action::Evacuate => {
             let detach = !query.flag("wait")?;
-            let asked = read_json::<Evacuate>(request, ways).await?;
+            let asked = read::json::<Evacuate>(request, &ways.limits).await?;
+            without_detach(asked.detach)?;
             let asked = api::Request::Evacuate(Evacuate { detach, ..asked });
             (asked, job_status(detach), detach.then_some("/v1/jobs/"))
         }
         Action::Pause => (api::Request::Pause {}, StatusCode::OK, None),
         Action::Resume => (api::Request::Resume {}, StatusCode::OK, None),
         Action::Pin => {
-            let range = read_json::<Range>(request, ways).await?;
+            let range = read::json::<Range>(request, &ways.limits).await?;
             (api::Request::Pin { range }, StatusCode::CREATED, Some("/v1/pins/"))
         }
         Action::Unpin => {
@@ -199,13 +196,13 @@ async fn carry_out(
         }
         Action::Policy => (api::Request::Policy { set: None }, StatusCode::OK, None),
         Action::SetPolicy => {
-            let new = read_json::<NewPolicy>(request, ways).await?;
+            let new = read::json::<NewPolicy>(request, &ways.limits).await?;
             (api::Request::Policy { set: Some(new.policy) }, StatusCode::OK, None)
         }
         Action::Metrics => (api::Request::Metrics {}, StatusCode::OK, None),
         Action::Events => return Ok(answer::events(ways.hub.subscribe(), Rc::clone(exchange))),
         Action::OpenApi => {
-            let document = openapi::text().into_bytes();
+            let document = openapi::text().as_bytes().to_vec();
             return Ok(answer::whole(StatusCode::OK, JSON, document, Rc::clone(exchange)));
         }
     };
@@ -223,6 +220,15 @@ async fn carry_out(
         (Some(folder), Some(number)) => answer::located(response, &format!("{folder}{number}")),
         _ => response,
     })
+}
+
+/// In JSON lines a request waits unless it says so, here it is the other way
+/// round.
+fn without_detach(detach: bool) -> Result<(), Error> {
+    match detach {
+        false => Ok(()),
+        true => Err(malformed("\"detach\" belongs to JSON lines: leave it out, and wait=true too")),
+    }
 }
 
 fn job_status(detach: bool) -> StatusCode {
@@ -255,55 +261,6 @@ async fn ask(request: api::Request, ways: &Ways) -> Result<Rendered, Error> {
     }
 }
 
-/// A body of JSON.
-async fn read_json<T: DeserializeOwned>(
-    request: Request<Incoming>,
-    ways: &Ways,
-) -> Result<T, Error> {
-    let limit = ways.limits.sending;
-    let late = |_| {
-        let message = format!("no whole body of a request within {limit:?}");
-        Error::new(ErrorKind::TimedOut, message)
-    };
-    let bytes = timeout(limit, read(request.into_body())).await.map_err(late)??;
-    parse(&bytes)
-}
-
-/// The error names the place by a path such as `ranges[0].base`.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let path = error.path().to_string();
-        let wrong = error.inner().to_string().replace('`', "\"");
-        let what = if error.inner().is_data() { "" } else { "no JSON: " };
-        match path.as_str() {
-            "." => malformed(format!("{what}{wrong}")),
-            path => malformed(format!("\"{path}\": {what}{wrong}")),
-        }
-    })?;
-    reader.end().map_err(|error| malformed(format!("no JSON: {error}")))?;
-    Ok(value)
-}
-
-async fn read(mut body: Incoming) -> Result<Vec<u8>, Error> {
-    let too_long =
-        || Error::new(ErrorKind::TooLong, format!("a body of more than {MAX_BODY} bytes"));
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(too_long());
-    }
-    let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame.map_err(|error| malformed(format!("no whole body: {error}")))?;
-        if let Ok(data) = frame.into_data() {
-            if bytes.len() + data.len() > MAX_BODY {
-                return Err(too_long());
-            }
-            bytes.extend_from_slice(&data);
-        }
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,19 +278,5 @@ mod tests {
         let Err(Lost::Method(error, allowed)) = find(&Method::POST, "/v1/policy") else { panic!() };
         assert_eq!(allowed, "GET, PUT");
         assert_eq!(error.message, "/v1/policy takes GET, PUT, and not POST");
-    }
-
-    #[test]
-    fn errors_in_bodies_name_the_place() {
-        let wrong = |text: &str| parse::<Migrate>(text.as_bytes()).unwrap_err().message;
-        let message = wrong(r#"{"to":"home","ranges":[{"base":"0xg","size":1}]}"#);
-        assert!(message.starts_with("\"ranges[0].base\": \"0xg\" is not an address"), "{message}");
-        assert!(wrong("{}").contains("\"to\""));
-        assert!(wrong(r#"{"to":"moon"}"#).starts_with("\"to\": \"moon\" is neither"));
-        assert!(wrong(r#"{"to":"home","limits":1}"#).contains("limits"));
-        assert!(wrong("").starts_with("no JSON: EOF"));
-        assert!(wrong(r#"{"to":"home"} x"#).starts_with("no JSON: trailing"));
-        let policy = parse::<NewPolicy>(br#"{"policy":"lru"}"#).err().unwrap().message;
-        assert!(policy.starts_with("\"policy\": \"lru\" is no policy; static"), "{policy}");
     }
 }
