@@ -2,6 +2,7 @@
 //! move as a test wants.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod architecture;
 mod browser;
 mod http;
 mod lines;

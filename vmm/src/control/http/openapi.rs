@@ -31,7 +31,8 @@ fn document() -> Value {
     let description = format!(
         "A machine that runs, behind its API socket: neap run --api-socket PATH, and \
          curl --unix-socket PATH http://localhost/v1/status. A request's head has at most {} KiB \
-         and its body {} KiB.",
+         and its body {} KiB, and each may take 10 s; a connection is kept without a request for \
+         as long.",
         MAX_HEAD >> 10,
         MAX_BODY >> 10
     );
