@@ -140,9 +140,8 @@ pub struct Events {
     reader: BufReader<UnixStream>,
 }
 
-/// Longest line of an event, in bytes; an event has less than 64 KiB but for
-/// the list of what a job did not move, which is bounded too.
-const MAX_EVENT: u64 = 1 << 20;
+/// Longest line of an event, in bytes; an event has less than a kilobyte.
+const MAX_EVENT: u64 = 64 << 10;
 
 impl Events {
     /// Asks for events from now on.

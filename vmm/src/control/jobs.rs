@@ -44,6 +44,20 @@ impl Entry {
         }
         job
     }
+
+    /// Without the list of what did not move, for lists of jobs and for events,
+    /// many of which may wait for a reader.
+    fn brief(&self) -> Job {
+        brief(self.told())
+    }
+}
+
+fn brief(mut job: Job) -> Job {
+    if let Some(result) = &mut job.result {
+        result.skipped_more += result.skipped.len() as u64;
+        result.skipped = Vec::new();
+    }
+    job
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -78,9 +92,9 @@ impl Jobs {
         Running { jobs: Arc::clone(self), id, cancel, ended: false }
     }
 
-    /// Every job that is known.
+    /// Every job that is known, in brief.
     pub(super) fn all(&self) -> api::Jobs {
-        api::Jobs { jobs: self.list().jobs.values().map(Entry::told).collect() }
+        api::Jobs { jobs: self.list().jobs.values().map(Entry::brief).collect() }
     }
 
     /// One of them.
@@ -194,7 +208,7 @@ impl Running {
             }
         });
         if let Some(job) = ended {
-            self.jobs.hub.tell(Event::JobEnded(job));
+            self.jobs.hub.tell(Event::JobEnded(brief(job)));
         }
     }
 }
@@ -250,6 +264,17 @@ mod tests {
             (error.kind, error.message.as_str()),
             (ErrorKind::State, "job 0 is cancelled already")
         );
+    }
+
+    #[test]
+    fn what_did_not_move_is_listed_for_whoever_asks_for_the_job() {
+        let jobs = jobs();
+        let skipped = api::Skipped { base: api::Hex(0), size: 1, outcome: "pinned".to_owned() };
+        let result = Migrated { skipped: vec![skipped; 3], skipped_more: 2, ..Migrated::default() };
+        jobs.begin(JobKind::Migrate, true).end(&Ok(result.clone()));
+        assert_eq!(jobs.get(0).unwrap().result, Some(result));
+        let brief = jobs.all().jobs.remove(0).result.unwrap();
+        assert_eq!((brief.skipped.len(), brief.skipped_more), (0, 5));
     }
 
     #[test]

@@ -314,7 +314,8 @@ pub struct Job {
     /// How far it is, once that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// What came of it.
+    /// What came of it; what was skipped is listed only where one job is asked
+    /// for by number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Migrated>,
     /// Why nothing did.
