@@ -116,14 +116,24 @@ fn events_tell_what_happens_until_the_machine_is_over() {
 fn metrics_count_what_moved_and_a_scrape_moves_nothing() {
     let machine = Machine::start(TIERS);
     machine.tells("migrate --to region:0 --range 0+8M");
+    // There are 12 frames for the other 28.
+    machine.tells("pin --range 60M+4M");
+    machine.tells("migrate --to region:0 --range 8M+56M");
+    machine.tells("migrate --to home --range 0+64M");
+    machine.tells("migrate --to region:0 --range 0+8M");
     let before = machine.json("status")["tiers"]["moves"].clone();
     let metrics = machine.tells("metrics");
     for line in [
-        "neap_moved_granules_total{direction=\"to-device\"} 4",
-        "neap_moved_bytes_total 8388608",
-        "neap_move_outcomes_total{outcome=\"moved\"} 4",
+        "neap_moved_granules_total{direction=\"to-device\"} 20",
+        "neap_moved_granules_total{direction=\"to-home\"} 16",
+        "neap_moved_bytes_total 75497472",
+        "neap_move_outcomes_total{outcome=\"moved\"} 36",
+        "neap_requested_granules_total{outcome=\"moved\"} 36",
+        "neap_requested_granules_total{outcome=\"no-frame\"} 14",
+        "neap_requested_granules_total{outcome=\"pinned\"} 2",
+        "neap_requested_granules_total{outcome=\"copy-failed\"} 0",
         "neap_region_bytes{region=\"0\",kind=\"public\",state=\"used\"} 8388608",
-        "neap_jobs_total 1",
+        "neap_jobs_total 4",
         "neap_vcpus 1",
     ] {
         assert!(metrics.lines().any(|other| other == line), "no {line} in\n{metrics}");

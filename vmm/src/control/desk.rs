@@ -165,7 +165,7 @@ impl Desk {
         let (lines, http) = (&traffic.lines, &traffic.http);
         Counts {
             requests: (lines.load(Ordering::Relaxed), http.load(Ordering::Relaxed)),
-            jobs: self.movers.as_ref().map_or((0, 0), |movers| movers.jobs().counts()),
+            jobs: self.movers.as_ref().map(|movers| movers.jobs().counts()).unwrap_or_default(),
             exits: machine.exits(),
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use neap_memory::migrate;
 
-use super::api::{self, Error, ErrorKind, Event, Job, JobKind, JobState, Migrated};
+use super::api::{self, Error, ErrorKind, Event, Job, JobKind, JobState, Migrated, Progress};
 use super::hub::Hub;
 use super::translate;
 
@@ -27,6 +27,19 @@ pub(super) struct Jobs {
 struct List {
     next: u64,
     jobs: BTreeMap<u64, Entry>,
+    /// Granules of all that ended, by outcome.
+    outcomes: BTreeMap<String, u64>,
+}
+
+/// Jobs in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct JobCounts {
+    /// Those that began.
+    pub(super) begun: u64,
+    /// Those at work.
+    pub(super) running: u64,
+    /// Granules of all that ended, by outcome.
+    pub(super) outcomes: BTreeMap<String, u64>,
 }
 
 struct Entry {
@@ -123,11 +136,19 @@ impl Jobs {
         Ok(entry.told())
     }
 
-    /// Jobs so far, and those at work.
-    pub(super) fn counts(&self) -> (u64, u64) {
+    /// Jobs in numbers.
+    pub(super) fn counts(&self) -> JobCounts {
         let list = self.list();
-        let open = list.jobs.values().filter(|entry| entry.job.state.is_open()).count();
-        (list.next, open as u64)
+        let running = list.jobs.values().filter(|entry| entry.job.state.is_open()).count() as u64;
+        JobCounts { begun: list.next, running, outcomes: list.outcomes.clone() }
+    }
+
+    /// Adds what came of the granules of a job.
+    fn add(&self, outcomes: &BTreeMap<String, u64>) {
+        let mut list = self.list();
+        for (outcome, count) in outcomes {
+            *list.outcomes.entry(outcome.clone()).or_default() += count;
+        }
     }
 
     fn update(&self, id: u64, change: impl FnOnce(&mut Entry)) -> Option<Job> {
@@ -191,6 +212,9 @@ impl Running {
 
     fn set(&mut self, result: &Result<Migrated, Error>) {
         self.ended = true;
+        if let Ok(migrated) = result {
+            self.jobs.add(&migrated.outcomes);
+        }
         let ended = self.jobs.update(self.id, |entry| {
             entry.job.elapsed_ms = millis(entry.began.elapsed());
             match result {
@@ -199,6 +223,11 @@ impl Running {
                         true => JobState::Cancelled,
                         false => JobState::Done,
                     };
+                    let done = migrated.outcomes.values().sum();
+                    // Granules past a limit have no outcome.
+                    let total = entry.job.progress.map_or(done, |progress| progress.total);
+                    let moved = migrated.moved;
+                    entry.job.progress = Some(Progress { done, total, moved });
                     entry.job.result = Some(migrated.clone());
                 }
                 Err(error) => {
@@ -238,7 +267,8 @@ mod tests {
             jobs.begin(JobKind::Migrate, false).end(&Ok(Migrated::default()));
         }
         assert_eq!(jobs.all().jobs.len(), KEPT + 1);
-        assert_eq!(jobs.counts(), (KEPT as u64 + 11, 1));
+        let counts = jobs.counts();
+        assert_eq!((counts.begun, counts.running), (KEPT as u64 + 11, 1));
         assert_eq!(jobs.get(0).unwrap().state, JobState::Running);
         let gone = jobs.get(1).unwrap_err();
         assert_eq!(gone.kind, ErrorKind::NotFound);
@@ -259,6 +289,8 @@ mod tests {
         assert!(running.progress(&progress).is_break());
         let outcomes = [("moved".to_owned(), 1), ("cancelled".to_owned(), 1)].into();
         running.end(&Ok(Migrated { outcomes, ..Migrated::default() }));
+        assert_eq!(jobs.counts().outcomes["cancelled"], 1);
+        assert_eq!(jobs.get(0).unwrap().progress.unwrap().done, 2);
         let error = jobs.cancel(0).unwrap_err();
         assert_eq!(
             (error.kind, error.message.as_str()),

@@ -3,19 +3,21 @@
 //! help and type. Written from the same numbers as `status`: a scrape takes no
 //! lock that `status` does not, and moves nothing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use neap_memory::migrate::Outcome;
 
 use super::api::{FaultLatency, State, Status, Tiers};
+use super::jobs::JobCounts;
 
 /// What there is beside the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     /// Requests in JSON lines, and by HTTP.
     pub(super) requests: (u64, u64),
-    /// Jobs so far, and those at work.
-    pub(super) jobs: (u64, u64),
+    /// Jobs.
+    pub(super) jobs: JobCounts,
     /// Exits of all vCPUs, by kind.
     pub(super) exits: Vec<(&'static str, u64)>,
 }
@@ -38,9 +40,12 @@ pub(super) fn text(status: &Status, counts: &Counts) -> String {
     for (protocol, count) in [("json-lines", counts.requests.0), ("http", counts.requests.1)] {
         text.sample("neap_api_requests_total", &[("protocol", protocol)], count);
     }
-    text.one("neap_jobs_total", "counter", "Migrations that were begun.", counts.jobs.0);
-    text.one("neap_jobs_running", "gauge", "Migrations at work.", counts.jobs.1);
+    let jobs = &counts.jobs;
+    text.one("neap_jobs_total", "counter", "Migrations that were begun.", jobs.begun);
+    text.one("neap_jobs_running", "gauge", "Migrations at work.", jobs.running);
     if let Some(tiers) = &status.tiers {
+        let help = "Granules of migrations that ended, by what came of each.";
+        text.outcomes("neap_requested_granules_total", help, &jobs.outcomes);
         text.tiers(tiers);
     }
     text.0
@@ -69,6 +74,15 @@ impl Text {
         self.sample(name, &[], value);
     }
 
+    fn outcomes(&mut self, name: &str, help: &str, counts: &BTreeMap<String, u64>) {
+        self.family(name, "counter", help);
+        // Also those that there were none of: a rate needs its zero.
+        for (outcome, _) in Outcome::NAMES {
+            let count = counts.get(outcome).copied().unwrap_or(0);
+            self.sample(name, &[("outcome", outcome)], count);
+        }
+    }
+
     fn tiers(&mut self, tiers: &Tiers) {
         self.family("neap_policy", "gauge", "The policy at work; always 1.");
         self.sample("neap_policy", &[("policy", &tiers.policy)], 1);
@@ -82,14 +96,9 @@ impl Text {
             self.sample("neap_moved_granules_total", &[("direction", direction)], count);
         }
         self.one("neap_moved_bytes_total", "counter", "Bytes of granules that moved.", moves.bytes);
-        let help = "Granules that were in motion, by what came of it; all but moved stayed whole \
-                    where they were.";
-        self.family("neap_move_outcomes_total", "counter", help);
-        // Also those that there were none of: a rate needs its zero.
-        for (outcome, _) in Outcome::NAMES {
-            let count = tiers.outcomes.get(outcome).copied().unwrap_or(0);
-            self.sample("neap_move_outcomes_total", &[("outcome", outcome)], count);
-        }
+        let help = "Granules that were in motion, faults included, by what came of it; all but \
+                    moved stayed whole where they were.";
+        self.outcomes("neap_move_outcomes_total", help, &tiers.outcomes);
         self.family("neap_faults_total", "counter", "Faults of guest memory, by what came of it.");
         for (outcome, count) in &tiers.faults {
             self.sample("neap_faults_total", &[("outcome", outcome)], *count);
