@@ -13,6 +13,8 @@ pub mod guest;
 pub mod hva;
 pub mod layout;
 pub mod migrate;
+#[cfg(not(feature = "loom"))]
+pub mod poison;
 pub mod policy;
 pub mod pool;
 pub mod region;

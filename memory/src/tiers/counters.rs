@@ -22,6 +22,7 @@ pub(crate) struct Counters {
     pub(crate) stale: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) latency: Latency,
+    pub(crate) lost: AtomicU64,
 }
 
 /// What was counted so far.
@@ -50,6 +51,8 @@ pub struct Counts {
     pub retried: u64,
     /// How long faults took.
     pub latency: LatencyCounts,
+    /// Pieces of host memory that have failed under guest memory.
+    pub lost: u64,
 }
 
 impl Counters {
@@ -85,6 +88,7 @@ impl Counters {
             stale: self.stale.load(Relaxed),
             retried: self.retried.load(Relaxed),
             latency: self.latency.read(),
+            lost: self.lost.load(Relaxed),
         }
     }
 }

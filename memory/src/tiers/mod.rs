@@ -15,6 +15,7 @@ mod config;
 pub(crate) mod core;
 mod counters;
 pub(crate) mod death;
+mod failure;
 mod fault;
 mod latency;
 mod look;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use config::{RegionConfig, TiersConfig, TiersError};
 pub use counters::Counts;
+pub use failure::FailPageError;
 pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
 pub use policy::PolicyRefused;

@@ -104,6 +104,8 @@ impl Text {
             self.sample("neap_faults_total", &[("outcome", outcome)], *count);
         }
         self.latency(&tiers.fault_latency);
+        let help = "Pieces of host memory that have failed under guest memory.";
+        self.one("neap_memory_failures_total", "counter", help, tiers.memory_failures);
         self.regions(tiers);
         let help = "Mappings of the process, at the most, and how many it may have.";
         self.family("neap_mappings", "gauge", help);

@@ -86,6 +86,7 @@ impl Memory for Tiers {
             outcomes: outcomes(&counts.outcomes),
             faults: faults.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
             fault_latency: fault_latency(&counts.latency),
+            memory_failures: counts.lost,
             vmas,
             vma_budget,
         }

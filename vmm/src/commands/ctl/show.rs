@@ -70,6 +70,7 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
         ]),
         row(["outcomes", &counts(&tiers.outcomes)]),
         row(["faults", &format!("{} (by {})", counts(&tiers.faults), tiers.userfaultfd)]),
+        row(["failures", &format!("{} of host memory", tiers.memory_failures)]),
         row(["mappings", &format!("{} of {}", tiers.vmas, tiers.vma_budget)]),
     ]
 }

@@ -103,6 +103,9 @@ pub struct Tiers {
     /// How long faults took that were served one by one.
     #[serde(default)]
     pub fault_latency: FaultLatency,
+    /// Pieces of host memory that have failed under guest memory.
+    #[serde(default)]
+    pub memory_failures: u64,
     /// Mappings that the process has, at the most.
     pub vmas: u64,
     /// Mappings that it may have.
