@@ -104,6 +104,7 @@ impl Tiers {
             _ => None,
         };
         let memory = Arc::clone(memory);
+        let heat = Mutex::new(heat);
         Ok(Self { heat, fault, movers, core, config, _memory: memory })
     }
 }
