@@ -28,8 +28,8 @@ use serde_json::Value;
 
 pub use answer::{
     Amount, Event, FaultLatency, Heat, Job, JobKind, JobState, Jobs, Lifecycle, Lost, Metrics,
-    Migrated, Mismatch, Moves, Pinned, Place, Policy, PolicyChanged, Progress, Region, Residency,
-    Run, Skipped, State, Status, Tiers, Unpinned, Verified,
+    Migrated, Mismatch, Moves, PageFailed, Pinned, Place, Plugged, Policy, PolicyChanged, Progress,
+    Region, Residency, Run, Skipped, State, Status, Tiers, Unpinned, Unplugged, Verified,
 };
 pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
 
@@ -71,6 +71,12 @@ pub enum Answer {
     Lifecycle(Lifecycle),
     Pinned(Pinned),
     Unpinned(Unpinned),
+    /// [`Request::Unplug`].
+    Unplugged(Unplugged),
+    /// [`Request::Plug`].
+    Plugged(Plugged),
+    /// [`Request::FailPage`].
+    PageFailed(PageFailed),
     Job(Box<Job>),
     Jobs(Jobs),
     Policy(Policy),
