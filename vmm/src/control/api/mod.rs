@@ -18,6 +18,8 @@
 //! exact above 2^53 everywhere. A key that nobody knows is an error.
 
 mod answer;
+mod event;
+mod job;
 mod request;
 
 use std::fmt;
@@ -27,16 +29,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{
-    Amount, Event, FaultLatency, Job, JobKind, JobState, Jobs, Lifecycle, Lost, Metrics, Migrated,
-    Mismatch, Moves, Pinned, Place, Policy, PolicyChanged, Progress, Region, Residency, Run,
-    Skipped, State, Status, Tiers, Unpinned, Verified,
+    Amount, FaultLatency, Lifecycle, Metrics, Migrated, Mismatch, Moves, Pinned, Place, Policy,
+    Progress, Region, Residency, Run, Skipped, State, Status, Tiers, Unpinned, Verified,
 };
+pub use event::{Event, Lost, PolicyChanged};
+pub use job::{Job, JobKind, JobState, Jobs};
 pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
 
 /// Longest line that a client may send, in bytes, with its line break.
 pub const MAX_LINE: usize = 64 << 10;
-/// Most runs in one answer to [`Request::Residency`].
-pub const MAX_RUNS: usize = 4 << 10;
+/// Most runs in one answer to [`Request::Residency`]: so many that the answer
+/// fits the buffer of a Unix socket (`net.core.wmem_default`, 208 KiB), and goes
+/// out at once, whenever the client gets round to reading it.
+pub const MAX_RUNS: usize = 1 << 10;
 
 /// One line from the server.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
