@@ -10,6 +10,7 @@ pub mod backing;
 pub mod engine;
 pub mod granule;
 pub mod guest;
+pub mod heat;
 pub mod hva;
 pub mod layout;
 pub mod migrate;

@@ -79,6 +79,7 @@ pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tier
     let tiers = TiersConfig {
         policy: wanted.policy,
         copy_threads: usize::from(wanted.copy_threads),
+        heat: wanted.heat,
         ram: config.ram.backing,
         regions: regions.collect(),
         features: features(),

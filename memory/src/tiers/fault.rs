@@ -14,7 +14,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::core::{Core, lock};
+use super::core::{Core, Touched, lock};
 use super::death::Death;
 use crate::granule::{Granule, Kind, PoolId};
 use crate::policy::{Decision, Event as Touch, Facts};
@@ -109,7 +109,7 @@ impl Service {
         }
         for (granule, since) in std::mem::take(&mut self.waiting) {
             self.core.counters.retried.fetch_add(1, Ordering::Relaxed);
-            self.resolve(granule, since);
+            self.resolve(granule, false, since);
         }
         let mut events = std::mem::take(&mut self.events);
         events.append(&mut lock(&self.core.inbox));
@@ -120,7 +120,7 @@ impl Service {
                 // Its turn comes; each try that fails wakes whoever waits, who
                 // then faults again.
                 Some(granule) if self.waiting.contains_key(&granule) => {}
-                Some(granule) => self.resolve(granule, since),
+                Some(granule) => self.resolve(granule, event.write, since),
                 // Nothing else is watched in a way that makes events.
                 None => (self.core.fatal)("a fault outside of guest memory"),
             }
@@ -129,8 +129,8 @@ impl Service {
         Ok(())
     }
 
-    fn resolve(&mut self, granule: Granule, since: Instant) {
-        if self.serve_one(granule) {
+    fn resolve(&mut self, granule: Granule, write: bool, since: Instant) {
+        if self.serve_one(granule, write) {
             self.core.counters.latency.add(since.elapsed());
         } else if let Some(waiting) = self.waiting.get_mut(&granule) {
             *waiting = since;
@@ -139,7 +139,7 @@ impl Service {
 
     /// Serves the fault; false if it is left to a later try, or to whoever
     /// moves the granule.
-    fn serve_one(&mut self, granule: Granule) -> bool {
+    fn serve_one(&mut self, granule: Granule, write: bool) -> bool {
         let counters = &self.core.counters;
         match self.core.table.get(granule) {
             // Whoever moves it wakes those who wait.
@@ -148,6 +148,7 @@ impl Service {
                 return false;
             }
             view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),
+            view if self.core.is_aside(granule, &view) => self.bring_back(granule, view, write),
             view @ View { place: Place::Device { pool, .. }, mapped: false, .. } => {
                 self.come_home(granule, view, pool);
             }
@@ -162,6 +163,16 @@ impl Service {
     /// Tries again a little later.
     fn retry(&mut self, granule: Granule) {
         self.waiting.insert(granule, Instant::now());
+    }
+
+    /// A granule that was set aside to see just that was touched.
+    fn bring_back(&mut self, granule: Granule, view: View, write: bool) {
+        let at = Instant::now();
+        if self.core.bring_back(granule, view) {
+            lock(&self.core.touched).push(Touched { granule, at, write });
+        } else {
+            self.retry(granule);
+        }
     }
 
     /// A granule in a frame of kind `private` was touched.

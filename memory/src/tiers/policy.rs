@@ -2,10 +2,12 @@
 
 use super::Tiers;
 use super::core::lock;
+use super::heat::HeatThread;
+use crate::granule::Kind;
 use crate::policy::{self, PolicyName};
 
 /// Why the policy stays what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyRefused {
     /// Memory that was touched without anybody watching.
     #[error(
@@ -13,6 +15,12 @@ pub enum PolicyRefused {
          start the guest with --policy first-touch"
     )]
     NotWatched(PolicyName),
+    /// Nowhere to promote to.
+    #[error("{0} needs a device region of kind public with a pool")]
+    NoPool(PolicyName),
+    /// Its thread was not to be had.
+    #[error("{0} has not begun: {1}")]
+    NotBegun(PolicyName, String),
 }
 
 impl Tiers {
@@ -29,11 +37,19 @@ impl Tiers {
     /// The machine cannot have it.
     pub fn set_policy(&self, name: PolicyName) -> Result<PolicyName, PolicyRefused> {
         self.may_have(name)?;
-        let mut policy = lock(&self.core.policy);
-        let before = policy.name();
-        if before != name {
-            *policy = policy::make(name);
+        // Held all the while, so that two changes are one after the other.
+        let mut heat = lock(&self.heat);
+        let before = lock(&self.core.policy).name();
+        if before == name {
+            return Ok(before);
         }
+        // One that is left brings back what it has set aside.
+        *heat = None;
+        if name == PolicyName::Heat {
+            let started = HeatThread::start(&self.movers, self.config.heat);
+            *heat = Some(started.map_err(|e| PolicyRefused::NotBegun(name, e.to_string()))?);
+        }
+        *lock(&self.core.policy) = policy::make(name);
         Ok(before)
     }
 
@@ -46,6 +62,9 @@ impl Tiers {
         match name {
             PolicyName::FirstTouch if !self.core.watches_first_touch => {
                 Err(PolicyRefused::NotWatched(name))
+            }
+            PolicyName::Heat if !self.core.kinds.contains(&Kind::Public) => {
+                Err(PolicyRefused::NoPool(name))
             }
             _ => Ok(()),
         }

@@ -68,6 +68,14 @@ impl Memory for Tiers {
             ("stale", counts.stale),
             ("retried", counts.retried),
         ];
+        let heat = counts.heat;
+        let heat = (status.policy == PolicyName::Heat).then_some(api::Heat {
+            watched: heat.watched,
+            touched: heat.touched,
+            promoted: heat.promoted,
+            demoted: heat.demoted,
+            bytes: heat.bytes,
+        });
         let (vma_budget, vmas) = status.vmas;
         api::Tiers {
             granule_bytes: status.granule.bytes(),
@@ -85,6 +93,7 @@ impl Memory for Tiers {
             },
             outcomes: outcomes(&counts.outcomes),
             faults: faults.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            heat,
             fault_latency: fault_latency(&counts.latency),
             memory_failures: counts.lost,
             vmas,

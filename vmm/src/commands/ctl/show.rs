@@ -54,7 +54,7 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
             .collect();
         if some.is_empty() { "none".to_owned() } else { some.join(", ") }
     };
-    vec![
+    let mut rows = vec![
         row(["granule", &display_size(tiers.granule_bytes)]),
         row(["engine", &format!("{} on backing={}", tiers.engine, tiers.ram_backing)]),
         row(["policy", &tiers.policy]),
@@ -72,7 +72,19 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
         row(["faults", &format!("{} (by {})", counts(&tiers.faults), tiers.userfaultfd)]),
         row(["failures", &format!("{} of host memory", tiers.memory_failures)]),
         row(["mappings", &format!("{} of {}", tiers.vmas, tiers.vma_budget)]),
-    ]
+    ];
+    if let Some(heat) = &tiers.heat {
+        let text = format!(
+            "{} watched, {} touched; {} promoted, {} demoted; {}",
+            heat.watched,
+            heat.touched,
+            heat.promoted,
+            heat.demoted,
+            display_size(heat.bytes)
+        );
+        rows.push(row(["heat", &text]));
+    }
+    rows
 }
 
 fn regions(regions: &[Region], granule: u64) -> String {

@@ -99,6 +99,9 @@ pub struct Tiers {
     pub outcomes: BTreeMap<String, u64>,
     /// Faults by what came of them.
     pub faults: BTreeMap<String, u64>,
+    /// What policy `heat` did, if that is the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heat: Option<Heat>,
     /// How long faults took that were served one by one.
     #[serde(default)]
     pub fault_latency: FaultLatency,
@@ -109,6 +112,22 @@ pub struct Tiers {
     pub vmas: u64,
     /// Mappings that it may have.
     pub vma_budget: u64,
+}
+
+/// What policy `heat` did.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct Heat {
+    /// Granules that were watched for a tick, each time that they were.
+    pub watched: u64,
+    /// Of these, touched meanwhile.
+    pub touched: u64,
+    /// Granules moved to device frames.
+    pub promoted: u64,
+    /// Granules moved home.
+    pub demoted: u64,
+    /// Bytes of both.
+    pub bytes: u64,
 }
 
 /// How long faults took, from the moment in which one was read to the moment

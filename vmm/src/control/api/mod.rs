@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{
-    Amount, FaultLatency, Lifecycle, Metrics, Migrated, Mismatch, Moves, Pinned, Place, Policy,
-    Progress, Region, Residency, Run, Skipped, State, Status, Tiers, Unpinned, Verified,
+    Amount, FaultLatency, Heat, Lifecycle, Metrics, Migrated, Mismatch, Moves, Pinned, Place,
+    Policy, Progress, Region, Residency, Run, Skipped, State, Status, Tiers, Unpinned, Verified,
 };
 pub use event::{Event, Lost, PolicyChanged};
 pub use job::{Job, JobKind, JobState, Jobs};
