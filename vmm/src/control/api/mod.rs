@@ -1,4 +1,5 @@
-//! The words of the control socket: JSON objects, one a line.
+//! The words of the control socket: JSON objects, one a line, and the bodies of
+//! HTTP ([`super::http`]).
 //!
 //! A client sends requests, each with an id of its choice:
 //!
@@ -11,6 +12,15 @@
 //! ```json
 //! {"id":7,"progress":{"done":16,"total":32,"moved":{"granules":16,"bytes":33554432}}}
 //! {"id":7,"ok":{"moved":{"granules":32,"bytes":67108864},"outcomes":{"moved":32}}}
+//! ```
+//!
+//! With `"detach":true` the answer to a migration comes at once: the job that
+//! goes on, to be asked for by its number.
+//!
+//! ```json
+//! {"id":8,"request":"evacuate","region":0,"detach":true}
+//! {"id":8,"ok":{"id":3,"what":"evacuate","detached":true,"state":"running","elapsed-ms":0}}
+//! {"id":9,"request":"cancel","job":3}
 //! ```
 //!
 //! Addresses and sizes come in as numbers or as texts (`"0x100000000"`,
