@@ -121,6 +121,9 @@ fn events_tell_what_happens_until_the_machine_is_over() {
     machine.tells("resume");
     machine.tells("policy on-fault");
     machine.tells("migrate --to region:0 --range 0+4M");
+    assert!(machine.tells("unplug --region 0").starts_with("the region is gone: 2 granules"));
+    machine.refuses("unplug --region 0", &["unplug: "]);
+    machine.tells("plug --region 0");
     machine.end(Signal::TERM).1.expect_status(143);
     let ended = events.wait().expect_status(0);
     let told: Vec<Value> =
@@ -130,7 +133,19 @@ fn events_tell_what_happens_until_the_machine_is_over() {
         .map(|event| event["event"].as_str().unwrap())
         .filter(|name| *name != "job-progress")
         .collect();
-    assert_eq!(names, ["lifecycle", "lifecycle", "policy", "job-started", "job-ended", "over"]);
+    let expected = [
+        "lifecycle",
+        "lifecycle",
+        "policy",
+        "job-started",
+        "job-ended",
+        "region",
+        "region",
+        "over",
+    ];
+    assert_eq!(names, expected);
+    let gone = json!({"event": "region", "region": 0, "there": false});
+    assert!(told.contains(&gone), "{told:?}");
     assert_eq!(told[2], json!({"event": "policy", "policy": "on-fault", "before": "static"}));
 }
 

@@ -33,7 +33,7 @@ use super::losses::Losses;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::addr::PAGE_SIZE;
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::poison::Lost;
@@ -548,6 +548,15 @@ impl Engine for MoveEngine {
 
     fn can(&self, _: &Step) -> bool {
         true
+    }
+
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        let Some(row) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
+        // A kernel that does not tell has them all the same.
+        let bytes = memory::present(row.range()).map_or(0, |present| present.bytes);
+        memory::drop_pages(row.range())?;
+        row.set_unbacked();
+        Ok(bytes)
     }
 
     fn losses(&self) -> Vec<(Granule, Place)> {

@@ -36,7 +36,7 @@ use super::losses::Losses;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::region::Source;
@@ -548,6 +548,21 @@ impl Engine for RemapEngine {
         step.from_mapped && step.to_mapped
             || !step.from_mapped && step.to == Place::Home
             || !step.to_mapped && step.from == Place::Home
+    }
+
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        let Some(area) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
+        // Huge pages stay reserved: given back, somebody else could take them,
+        // and the region would be gone for good.
+        if area.page == HUGE_PAGE_SIZE as usize {
+            return Ok(0);
+        }
+        let blocks = || fstat(&area.file).map(|stat| stat.st_blocks);
+        let before = blocks()?;
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&area.file, punch, 0, area.alias.range().len() as u64)?;
+        area.alias.set_unbacked();
+        Ok(u64::try_from(before - blocks()?).unwrap_or(0) * 512)
     }
 
     fn losses(&self) -> Vec<(Granule, Place)> {

@@ -296,6 +296,31 @@ pub struct Pinned {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unpinned {}
 
+/// Answer to [`Request::Unplug`](super::Request::Unplug).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unplugged {
+    /// Whether the region is gone; if not, it serves on as before.
+    pub gone: bool,
+    /// What came home.
+    pub moved: Amount,
+    /// Bytes of host memory that came free.
+    pub released: u64,
+    /// What could not be moved, and why.
+    pub left: Vec<Skipped>,
+}
+
+/// Answer to [`Request::Plug`](super::Request::Plug).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plugged {
+    /// Frames that are free.
+    pub frames: u32,
+}
+
+/// Answer to [`Request::FailPage`](super::Request::FailPage).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFailed {}
+
 /// Answer to [`Request::Policy`](super::Request::Policy).
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Policy {

@@ -19,6 +19,8 @@ pub enum Event {
     Lifecycle(Lifecycle),
     /// Another policy is at work.
     Policy(PolicyChanged),
+    /// A device region was taken away, or given back.
+    Region(RegionChanged),
     /// Neap or the kernel failed at something.
     Error(Error),
     /// Events that were not told, because the reader was too slow.
@@ -36,6 +38,7 @@ impl Event {
             Self::JobEnded(_) => "job-ended",
             Self::Lifecycle(_) => "lifecycle",
             Self::Policy(_) => "policy",
+            Self::Region(_) => "region",
             Self::Error(_) => "error",
             Self::Lost(_) => "lost",
             Self::Over {} => "over",
@@ -50,6 +53,15 @@ pub struct PolicyChanged {
     pub policy: PolicyWord,
     /// The one before.
     pub before: PolicyWord,
+}
+
+/// A device region was taken away, or given back.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionChanged {
+    /// Its number.
+    pub region: u8,
+    /// Whether it is there.
+    pub there: bool,
 }
 
 /// Events that were not told.

@@ -39,10 +39,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{
-    Amount, FaultLatency, Heat, Lifecycle, Metrics, Migrated, Mismatch, Moves, Pinned, Place,
-    Policy, Progress, Region, Residency, Run, Skipped, State, Status, Tiers, Unpinned, Verified,
+    Amount, FaultLatency, Heat, Lifecycle, Metrics, Migrated, Mismatch, Moves, PageFailed, Pinned,
+    Place, Plugged, Policy, Progress, Region, Residency, Run, Skipped, State, Status, Tiers,
+    Unpinned, Unplugged, Verified,
 };
-pub use event::{Event, Lost, PolicyChanged};
+pub use event::{Event, Lost, PolicyChanged, RegionChanged};
 pub use job::{Job, JobKind, JobState, Jobs};
 pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
 
@@ -86,6 +87,12 @@ pub enum Answer {
     Lifecycle(Lifecycle),
     Pinned(Pinned),
     Unpinned(Unpinned),
+    /// [`Request::Unplug`].
+    Unplugged(Unplugged),
+    /// [`Request::Plug`].
+    Plugged(Plugged),
+    /// [`Request::FailPage`].
+    PageFailed(PageFailed),
     Job(Box<Job>),
     Jobs(Jobs),
     Policy(Policy),
