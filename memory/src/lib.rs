@@ -13,6 +13,7 @@ pub mod guest;
 pub mod hva;
 pub mod layout;
 pub mod migrate;
+pub mod numa;
 pub mod policy;
 pub mod pool;
 pub mod region;

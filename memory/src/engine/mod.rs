@@ -1,13 +1,15 @@
 //! How a granule's contents get from one place to another underneath a
-//! running guest. Two engines, chosen by the kind of host memory:
+//! running guest. Three engines, chosen by the kind of host memory:
 //!
 //! * [`mover`] for private anonymous memory: the page is taken out of the
 //!   guest's range with `UFFDIO_MOVE`, copied, and the copy is moved in.
 //! * [`remap`] for files in memory (memfd, hugetlb): writers are held off by
 //!   write-protection, the contents copied from one alias mapping to the
 //!   other, and the new place mapped over the old with `MAP_FIXED`.
+//! * [`node`] for tiers that are NUMA nodes of the host: the kernel moves the
+//!   pages, which stay at their address.
 //!
-//! Both work on groups of [`Step`]s whose granules the caller has claimed.
+//! All work on groups of [`Step`]s whose granules the caller has claimed.
 //! Whatever fails, each granule of the group is afterwards whole, either where
 //! it was or where it was to go; the outcome says which. A granule that cannot
 //! be made whole again ends the process ([`Fatal`]).
@@ -16,6 +18,7 @@ pub mod hooks;
 pub(crate) mod hurry;
 pub(crate) mod memory;
 pub(crate) mod mover;
+pub(crate) mod node;
 pub(crate) mod remap;
 
 use std::fmt;
@@ -36,11 +39,14 @@ pub enum EngineName {
     Move,
     /// Write-protect and map over, for files in memory.
     Remap,
+    /// move_pages(2), between NUMA nodes of the host.
+    Node,
 }
 
 impl EngineName {
     /// Every engine with its name on the command line.
-    pub const NAMES: [(&'static str, Self); 2] = [("move", Self::Move), ("remap", Self::Remap)];
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("move", Self::Move), ("remap", Self::Remap), ("node", Self::Node)];
 }
 
 impl fmt::Display for EngineName {
@@ -55,7 +61,7 @@ impl FromStr for EngineName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::NAMES.iter().find(|(name, _)| *name == text);
-        found.map(|(_, engine)| *engine).ok_or_else(|| format!("\"{text}\" is none of move, remap"))
+        found.map(|(_, engine)| *engine).ok_or_else(|| format!("\"{text}\" is none of move, remap, node"))
     }
 }
 

@@ -16,12 +16,14 @@ use super::{Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing};
 use crate::engine::hurry::Hurry;
 use crate::engine::mover::MoveEngine;
+use crate::engine::node::NodeEngine;
 use crate::engine::remap::{Area, RemapEngine};
 use crate::engine::{Engine, EngineName};
-use crate::granule::{Frame, Granule, GranuleSize, PoolId};
+use crate::granule::{Frame, Granule, GranuleSize, Kind, PoolId};
 use crate::guest::GuestMemory;
-use crate::hva::Hva;
+use crate::hva::{Hva, HvaRange};
 use crate::migrate::crew::Crew;
+use crate::numa::{Placement, calls};
 use crate::policy::{self, PolicyName};
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
@@ -44,6 +46,8 @@ impl Tiers {
         let space = Arc::new(space(memory, &config)?);
         let uffd = Arc::new(open(&config)?);
         let frames = frames(&space, &config)?;
+        let placement = config.placement();
+        bind_ram(&space, &placement).map_err(refused("NUMA nodes for guest memory"))?;
         let engine: Box<dyn Engine> = match config.engine() {
             EngineName::Move => Box::new(
                 MoveEngine::new(
@@ -51,11 +55,19 @@ impl Tiers {
                     Arc::clone(&space),
                     &frames,
                     config.wants_huge_pages(),
+                    placement,
                     Arc::clone(&config.hooks),
                     config.fatal,
                 )
                 .map_err(refused("memory of the pools"))?,
             ),
+            EngineName::Node => Box::new(NodeEngine::new(
+                Arc::clone(&space),
+                placement,
+                config.wants_huge_pages(),
+                Arc::clone(&config.hooks),
+                config.fatal,
+            )),
             EngineName::Remap => Box::new(remap(memory, &space, &uffd, &frames, &config)?),
         };
         let mut pools = Vec::new();
@@ -104,12 +116,27 @@ impl Tiers {
     }
 }
 
+/// RAM comes from the nodes of home, also what is in it already.
+fn bind_ram(space: &Space, placement: &Placement) -> Result<(), Errno> {
+    if placement.home.is_empty() {
+        return Ok(());
+    }
+    for part in space.parts().iter().filter(|part| part.origin == Origin::Ram) {
+        let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
+        calls::bind(range, &placement.home)?;
+    }
+    Ok(())
+}
+
 fn check(config: &TiersConfig) -> Result<(), TiersError> {
-    let files = |backing| backing != Backing::Anon;
+    let files = |backing: Backing| !backing.is_anonymous();
     for (index, region) in config.regions.iter().enumerate() {
         if files(region.backing) != files(config.ram) {
             return Err(TiersError::Mixed { index, region: region.backing, ram: config.ram });
         }
+    }
+    if config.engine() == EngineName::Node {
+        check_nodes(config)?;
     }
     let hugetlb = config.ram == Backing::Hugetlb
         || config.regions.iter().any(|region| region.backing == Backing::Hugetlb);
@@ -117,6 +144,24 @@ fn check(config: &TiersConfig) -> Result<(), TiersError> {
         return Err(TiersError::Granule { granule: config.granule });
     }
     Ok(())
+}
+
+/// What move_pages(2) cannot do.
+fn check_nodes(config: &TiersConfig) -> Result<(), TiersError> {
+    let why = if !config.ram.is_anonymous() {
+        "moves no files: use --memory SIZE,backing=anon"
+    } else if config.regions.iter().any(|region| region.backing.node().is_none()) {
+        "needs a node for every region: use backing=node:N, or engine=move"
+    } else if config.regions.iter().any(|region| region.kind == Kind::Private) {
+        "leaves no granule unmapped: use kind=public, or engine=move"
+    } else if config.granule != GranuleSize::M2 {
+        "moves whole huge pages: use --granule 2M, or engine=move"
+    } else if config.policy == PolicyName::FirstTouch {
+        "does not place first touches: use --policy static or on-fault, or engine=move"
+    } else {
+        return Ok(());
+    };
+    Err(TiersError::Node(why))
 }
 
 fn space(memory: &GuestMemory, config: &TiersConfig) -> Result<Space, TiersError> {
@@ -148,6 +193,7 @@ fn frames(space: &Space, config: &TiersConfig) -> Result<Vec<u32>, TiersError> {
 fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
     let needed = match config.engine() {
         EngineName::Move => Features::MOVE.with(Features::WRITE_PROTECT),
+        EngineName::Node => Features::NONE,
         EngineName::Remap => Features::WRITE_PROTECT
             .with(Features::WRITE_PROTECT_FILES)
             .with(Features::MISSING_SHMEM)
@@ -159,6 +205,7 @@ fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
             EngineName::Move => "this kernel cannot move pages (UFFDIO_MOVE, since Linux 6.8): \
                                  use --memory SIZE,backing=memfd and the same for the regions"
                 .to_owned(),
+            EngineName::Node => "this kernel cannot watch memory (userfaultfd)".to_owned(),
             EngineName::Remap => "this kernel cannot write-protect files in memory \
                                   (UFFD_FEATURE_WP_HUGETLBFS_SHMEM, since Linux 5.19): \
                                   use a newer one"

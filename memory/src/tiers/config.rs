@@ -6,6 +6,7 @@ use crate::Backing;
 use crate::engine::EngineName;
 use crate::engine::hooks::{Hooks, NoHooks};
 use crate::granule::{GranuleSize, Kind};
+use crate::numa::Placement;
 use crate::policy::PolicyName;
 use crate::uffd::Features;
 use crate::uffd::abi::Door;
@@ -35,6 +36,8 @@ pub struct TiersConfig {
     pub copy_threads: usize,
     /// Host memory behind RAM.
     pub ram: Backing,
+    /// How granules move; `None`: as suits the memory.
+    pub engine: Option<EngineName>,
     /// Whether granules of 2 MiB of anonymous memory are to be huge pages;
     /// benches measure small ones too.
     pub huge_pages: bool,
@@ -59,6 +62,7 @@ impl TiersConfig {
             policy: PolicyName::Static,
             copy_threads: 1,
             ram: Backing::Anon,
+            engine: None,
             huge_pages: true,
             regions: Vec::new(),
             features: Features::ALL,
@@ -74,12 +78,18 @@ impl TiersConfig {
         self.huge_pages && self.granule == GranuleSize::M2
     }
 
-    /// The engine that this kind of memory takes.
+    /// The engine that was asked for, or that this kind of memory takes.
     pub fn engine(&self) -> EngineName {
-        match self.ram {
-            Backing::Anon => EngineName::Move,
-            Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+        match self.engine {
+            Some(engine) => engine,
+            None if self.ram.is_anonymous() => EngineName::Move,
+            None => EngineName::Remap,
         }
+    }
+
+    /// Which nodes the tiers are on.
+    pub(crate) fn placement(&self) -> Placement {
+        Placement::new(self.regions.iter().map(|region| region.backing.node()).collect())
     }
 }
 
@@ -105,6 +115,9 @@ pub enum TiersError {
         /// That of RAM.
         ram: Backing,
     },
+    /// What the `node` engine cannot move.
+    #[error("engine=node {0}")]
+    Node(&'static str),
     /// A granule that the backing cannot have.
     #[error("granules of {granule} cannot be had of hugetlb pages, which are not split: use 2M")]
     Granule {
