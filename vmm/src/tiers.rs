@@ -48,6 +48,17 @@ pub fn suited_to_host(config: &VmConfig) -> VmConfig {
     }
     let has = Userfaultfd::probe(&doors()).map(|opened| opened.features.only(features()));
     if has.is_ok_and(|has| !has.contains(Features::MOVE)) {
+        let nodes = config.ram.backing.node().is_some()
+            || config.regions.iter().any(|region| region.backing.node().is_some());
+        if nodes {
+            tiers.engine = EngineName::Node;
+            config.warnings.push(
+                "this kernel cannot move pages itself (UFFDIO_MOVE, since Linux 6.8): guest \
+                 memory moves by engine=node"
+                    .to_owned(),
+            );
+            return config;
+        }
         tiers.engine = EngineName::Remap;
         config.ram.backing = Backing::Memfd;
         for region in &mut config.regions {
@@ -80,6 +91,7 @@ pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tier
         policy: wanted.policy,
         copy_threads: usize::from(wanted.copy_threads),
         ram: config.ram.backing,
+        engine: Some(wanted.engine),
         regions: regions.collect(),
         features: features(),
         doors: doors(),

@@ -61,7 +61,9 @@ impl FromStr for EngineName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::NAMES.iter().find(|(name, _)| *name == text);
-        found.map(|(_, engine)| *engine).ok_or_else(|| format!("\"{text}\" is none of move, remap, node"))
+        found
+            .map(|(_, engine)| *engine)
+            .ok_or_else(|| format!("\"{text}\" is none of move, remap, node"))
     }
 }
 

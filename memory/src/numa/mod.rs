@@ -20,12 +20,14 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The nodes for tiers whose pools are on `pools`: home is on the nodes
-    /// with processors that are no pool's, so that moving there is a move.
-    pub fn new(pools: Vec<Option<u32>>) -> Self {
-        let home = match pools.iter().flatten().next() {
-            None => Vec::new(),
-            Some(_) => {
+    /// The nodes for tiers whose pools are on `pools`: home is on `ram` if that
+    /// is said, or else on the nodes with processors that are no pool's, so
+    /// that moving there is a move.
+    pub fn new(ram: Option<u32>, pools: Vec<Option<u32>>) -> Self {
+        let home = match (ram, pools.iter().flatten().next()) {
+            (Some(node), _) => vec![node],
+            (None, None) => Vec::new(),
+            (None, Some(_)) => {
                 let near = nodes::with_cpus();
                 let free = near.iter().filter(|node| !pools.contains(&Some(**node)));
                 let free: Vec<u32> = free.copied().collect();
@@ -45,7 +47,10 @@ impl Placement {
 
     /// Nodes of a pool. Empty: anywhere.
     pub fn of_pool(&self, pool: PoolId) -> &[u32] {
-        self.pools.get(usize::from(pool.0)).and_then(Option::as_ref).map_or(&[], std::slice::from_ref)
+        self.pools
+            .get(usize::from(pool.0))
+            .and_then(Option::as_ref)
+            .map_or(&[], std::slice::from_ref)
     }
 
     /// What of `range`, memory that belongs to `place`, the kernel has on

@@ -89,7 +89,8 @@ impl TiersConfig {
 
     /// Which nodes the tiers are on.
     pub(crate) fn placement(&self) -> Placement {
-        Placement::new(self.regions.iter().map(|region| region.backing.node()).collect())
+        let pools = self.regions.iter().map(|region| region.backing.node());
+        Placement::new(self.ram.node(), pools.collect())
     }
 }
 

@@ -9,6 +9,7 @@ pub mod child;
 pub mod figure;
 pub mod machine;
 pub mod moving;
+pub mod node;
 pub mod plot;
 pub mod rows;
 pub mod start;

@@ -108,6 +108,27 @@ impl VmConfig {
         Some((regions.saturating_add(ram), option))
     }
 
+    /// Bytes that the machine takes of each NUMA node that an option names,
+    /// and the option.
+    pub fn nodes(&self) -> Vec<(u32, u64, &'static str)> {
+        let ram: u64 = self.layout.ram().iter().map(GpaRange::size).sum();
+        let regions = self.regions.iter().map(|region| {
+            let window = region.window.map_or(0, |window| window.size());
+            (region.backing, window.saturating_add(region.pool), "--device-memory")
+        });
+        let mut nodes: Vec<(u32, u64, &'static str)> = Vec::new();
+        for (backing, bytes, option) in
+            std::iter::once((self.ram.backing, ram, "--memory")).chain(regions)
+        {
+            let Some(node) = backing.node() else { continue };
+            match nodes.iter_mut().find(|(known, ..)| *known == node) {
+                Some((_, sum, last)) => (*sum, *last) = (sum.saturating_add(bytes), option),
+                None => nodes.push((node, bytes, option)),
+            }
+        }
+        nodes
+    }
+
     /// The option that range `index` of [`Self::ranges`] comes from.
     pub fn option_of_range(&self, index: usize) -> &'static str {
         if index < self.layout.ram().len() { "--memory" } else { "--device-memory" }

@@ -26,14 +26,31 @@ fn backings(engine: EngineName) -> &'static str {
     match engine {
         EngineName::Move => "anon",
         EngineName::Remap => "memfd or hugetlb",
+        EngineName::Node => "node:N",
     }
 }
 
-/// The engine for memory of this kind.
+/// The engine for memory of this kind, if nobody names another.
 fn engine_of(backing: Backing) -> EngineName {
     match backing {
-        Backing::Anon => EngineName::Move,
+        Backing::Anon | Backing::Node(_) => EngineName::Move,
         Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+    }
+}
+
+/// The engine of the whole machine.
+fn choose_engine(request: &Request<'_>) -> Result<EngineName, ConfigError> {
+    let named = |engine| {
+        let of = |region: &&DeviceMemoryOption| moves(request, region);
+        request.regions.iter().filter(of).any(|region| region.engine == Some(engine))
+    };
+    match (named(EngineName::Node), named(EngineName::Move)) {
+        (true, true) => {
+            let message = "engine=node and engine=move are of the whole machine: name one of them";
+            Err(ConfigError::new("--device-memory", message))
+        }
+        (true, false) => Ok(EngineName::Node),
+        (false, _) => Ok(engine_of(request.memory.backing)),
     }
 }
 
@@ -97,7 +114,7 @@ pub(super) fn resolve(
         );
         return Err(ConfigError::new("--device-memory", message));
     }
-    let engine = engine_of(request.memory.backing);
+    let engine = choose_engine(request)?;
     for (index, region) in request.regions.iter().enumerate() {
         check_engine(request, region).map_err(|message| refuse_region(request, index, message))?;
     }
@@ -148,6 +165,7 @@ fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
 fn check_region(region: &DeviceMemoryOption, granule: GranuleSize) -> Result<(), String> {
     if let Some(engine) = region.engine
         && engine != engine_of(region.backing)
+        && (engine, region.backing.node().is_some()) != (EngineName::Node, true)
     {
         return Err(format!(
             "engine={engine} does not move backing={}: give backing={}, or leave engine= out",
