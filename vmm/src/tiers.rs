@@ -4,6 +4,7 @@ use std::env;
 use std::sync::Arc;
 
 use neap_memory::GuestMemory;
+use neap_memory::park::Park;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::uffd::abi::Door;
 use neap_memory::uffd::{Features, Userfaultfd};
@@ -73,11 +74,15 @@ pub fn suited_to_host(config: &VmConfig) -> VmConfig {
     config
 }
 
-/// The tiers of `config` over `memory`; none if nothing asks for them.
+/// The tiers of `config` over `memory`, whose vCPUs `park` parks; none if nothing asks for them.
 ///
 /// # Errors
 /// This host cannot have them.
-pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tiers>, TiersError> {
+pub fn build(
+    config: &VmConfig,
+    memory: &Arc<GuestMemory>,
+    park: Arc<dyn Park>,
+) -> Result<Option<Tiers>, TiersError> {
     let Some(wanted) = &config.tiers else { return Ok(None) };
     let regions = config.regions.iter().map(|region| RegionConfig {
         window: region
@@ -93,6 +98,7 @@ pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tier
         ram: config.ram.backing,
         engine: Some(wanted.engine),
         regions: regions.collect(),
+        park: Some(park),
         features: features(),
         doors: doors(),
         ..TiersConfig::new(wanted.granule, die)

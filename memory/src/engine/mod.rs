@@ -3,9 +3,10 @@
 //!
 //! * [`mover`] for private anonymous memory: the page is taken out of the
 //!   guest's range with `UFFDIO_MOVE`, copied, and the copy is moved in.
-//! * [`remap`] for files in memory (memfd, hugetlb): writers are held off by
-//!   write-protection, the contents copied from one alias mapping to the
-//!   other, and the new place mapped over the old with `MAP_FIXED`.
+//! * [`remap`] for files in memory (memfd, hugetlb) and for /dev/dax: writers
+//!   are held off by write-protection, or parked, the contents copied from one
+//!   alias mapping to the other, and the new place mapped over the old with
+//!   `MAP_FIXED`.
 //! * [`node`] for tiers that are NUMA nodes of the host: the kernel moves the
 //!   pages, which stay at their address.
 //!
@@ -19,6 +20,7 @@ pub(crate) mod hurry;
 pub(crate) mod memory;
 pub(crate) mod mover;
 pub(crate) mod node;
+mod pace;
 pub(crate) mod remap;
 
 use std::fmt;
@@ -30,6 +32,7 @@ use self::hurry::Waiters;
 use crate::granule::Granule;
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
+use crate::park::Stalls;
 use crate::table::Place;
 
 /// Which engine.
@@ -115,6 +118,11 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
 
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
+
+    /// How long vCPUs were parked for moves; `None` where they never are.
+    fn stalls(&self) -> Option<Stalls> {
+        None
+    }
 
     /// Asks the kernel where granules are.
     ///

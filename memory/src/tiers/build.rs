@@ -12,8 +12,9 @@ use super::budget::VmaBudget;
 use super::core::Core;
 use super::counters::Counters;
 use super::fault::FaultThread;
-use super::{Tiers, TiersConfig, TiersError};
-use crate::backing::{self, Backing};
+use super::{RegionConfig, Tiers, TiersConfig, TiersError};
+use crate::backing::{self, Backing, BackingError};
+use crate::dax;
 use crate::engine::hurry::Hurry;
 use crate::engine::mover::MoveEngine;
 use crate::engine::node::NodeEngine;
@@ -138,8 +139,12 @@ fn check(config: &TiersConfig) -> Result<(), TiersError> {
     if config.engine() == EngineName::Node {
         check_nodes(config)?;
     }
+    let dax = |region: &RegionConfig| matches!(region.backing, Backing::Dax(_));
+    if config.regions.iter().any(dax) && config.park.is_none() {
+        return Err(TiersError::Missing("nobody parks vCPUs, as /dev/dax needs it".to_owned()));
+    }
     let hugetlb = config.ram == Backing::Hugetlb
-        || config.regions.iter().any(|region| region.backing == Backing::Hugetlb);
+        || config.regions.iter().any(|region| region.backing == Backing::Hugetlb || dax(region));
     if hugetlb && config.granule != GranuleSize::M2 {
         return Err(TiersError::Granule { granule: config.granule });
     }
@@ -177,7 +182,7 @@ fn space(memory: &GuestMemory, config: &TiersConfig) -> Result<Space, TiersError
 /// Frames of each region: those of its window and those of its pool.
 fn frames(space: &Space, config: &TiersConfig) -> Result<Vec<u32>, TiersError> {
     let (granule, size) = (config.granule, config.granule.bytes());
-    let count = |region: &super::RegionConfig| {
+    let count = |region: &RegionConfig| {
         let window = region.window.and_then(|slot| space.parts().get(slot));
         let window = window.map_or(0, |part| part.count);
         let bad = TiersError::Pool { bytes: region.pool, granule };
@@ -252,7 +257,11 @@ fn remap(
         let file = match region.window {
             Some(slot) => {
                 let file = file_of(slot)?;
-                ftruncate(file.as_fd(), bytes).map_err(refused("the size of a pool"))?;
+                if let Backing::Dax(path) = region.backing {
+                    dax::check_size(&file, path, bytes).map_err(BackingError::from)?;
+                } else {
+                    ftruncate(file.as_fd(), bytes).map_err(refused("the size of a pool"))?;
+                }
                 file
             }
             None => backing::file(bytes, region.backing)?,
@@ -264,6 +273,7 @@ fn remap(
         Arc::clone(space),
         homes,
         pools,
+        config.park.clone(),
         Arc::clone(&config.hooks),
         config.fatal,
     )

@@ -7,6 +7,7 @@ use crate::engine::EngineName;
 use crate::engine::hooks::{Hooks, NoHooks};
 use crate::granule::{GranuleSize, Kind};
 use crate::numa::Placement;
+use crate::park::Park;
 use crate::policy::PolicyName;
 use crate::uffd::Features;
 use crate::uffd::abi::Door;
@@ -47,6 +48,8 @@ pub struct TiersConfig {
     pub features: Features,
     /// Doors to userfaultfd, in the order in which they are tried.
     pub doors: Vec<Door>,
+    /// Who parks vCPUs; a region on /dev/dax needs it.
+    pub park: Option<Arc<dyn Park>>,
     /// Interference by tests.
     pub hooks: Arc<dyn Hooks>,
     /// Ends the process when guest memory cannot be kept whole: restores the
@@ -67,6 +70,7 @@ impl TiersConfig {
             regions: Vec::new(),
             features: Features::ALL,
             doors: vec![Door::SystemCall, Door::Device],
+            park: None,
             hooks: Arc::new(NoHooks),
             fatal,
         }
@@ -120,7 +124,9 @@ pub enum TiersError {
     #[error("engine=node {0}")]
     Node(&'static str),
     /// A granule that the backing cannot have.
-    #[error("granules of {granule} cannot be had of hugetlb pages, which are not split: use 2M")]
+    #[error(
+        "granules of {granule} cannot be had of hugetlb pages or /dev/dax, which are not split: use 2M"
+    )]
     Granule {
         /// The granule.
         granule: GranuleSize,

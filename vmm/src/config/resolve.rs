@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use neap_memory::addr::{MIB, display_size};
+use neap_memory::dax::DaxPath;
 use neap_memory::granule::Kind;
 use neap_memory::guest::RangeSpec;
 use neap_memory::layout::{Layout, LayoutError, Occupant, WindowError, WindowRequest};
@@ -127,6 +128,16 @@ impl VmConfig {
             }
         }
         nodes
+    }
+
+    /// The /dev/dax of each device region that is one, and how many bytes of it
+    /// are taken.
+    pub fn dax(&self) -> impl Iterator<Item = (DaxPath, u64)> + '_ {
+        self.regions.iter().filter_map(|region| {
+            let Backing::Dax(path) = region.backing else { return None };
+            let window = region.window.map_or(0, |window| window.size());
+            Some((path, window.saturating_add(region.pool)))
+        })
     }
 
     /// The option that range `index` of [`Self::ranges`] comes from.

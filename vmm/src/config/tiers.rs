@@ -6,7 +6,7 @@ use std::path::Path;
 use neap_memory::Backing;
 use neap_memory::addr::display_size;
 pub use neap_memory::engine::EngineName;
-use neap_memory::granule::GranuleSize;
+use neap_memory::granule::{GranuleSize, Kind};
 use neap_memory::policy::PolicyName;
 
 use super::ConfigError;
@@ -34,7 +34,7 @@ fn backings(engine: EngineName) -> &'static str {
 fn engine_of(backing: Backing) -> EngineName {
     match backing {
         Backing::Anon | Backing::Node(_) => EngineName::Move,
-        Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+        Backing::Memfd | Backing::Hugetlb | Backing::Dax(_) => EngineName::Remap,
     }
 }
 
@@ -50,8 +50,20 @@ fn choose_engine(request: &Request<'_>) -> Result<EngineName, ConfigError> {
             Err(ConfigError::new("--device-memory", message))
         }
         (true, false) => Ok(EngineName::Node),
+        (false, false) if suits_node(request) => Ok(EngineName::Node),
         (false, _) => Ok(engine_of(request.memory.backing)),
     }
+}
+
+/// Whether move_pages(2), which is the faster way between nodes (`neap bench
+/// node`), can move all of the machine.
+fn suits_node(request: &Request<'_>) -> bool {
+    let mut regions = request.regions.iter().filter(|region| moves(request, region)).peekable();
+    regions.peek().is_some()
+        && request.memory.backing.is_anonymous()
+        && request.granule.unwrap_or_default() == GranuleSize::M2
+        && request.policy.unwrap_or_default() != PolicyName::FirstTouch
+        && regions.all(|region| region.backing.node().is_some() && region.kind != Kind::Private)
 }
 
 /// How granules of guest memory are tracked and moved.
@@ -94,6 +106,13 @@ pub(super) fn resolve(
         return Err(ConfigError::new("--copy-threads", message));
     }
     request.api_socket.map_or(Ok(()), check_socket_path)?;
+    if matches!(request.memory.backing, Backing::Dax(_)) {
+        let message = format!(
+            "backing={} is memory of a device region: give --memory another",
+            request.memory.backing
+        );
+        return Err(ConfigError::new("--memory", message));
+    }
     for (index, region) in request.regions.iter().enumerate() {
         check_region(region, granule).map_err(|message| refuse_region(request, index, message))?;
     }
@@ -221,24 +240,21 @@ fn check_engine(request: &Request<'_>, region: &DeviceMemoryOption) -> Result<()
     ))
 }
 
-/// hugetlb memory moves by its own page size only.
+/// hugetlb memory and /dev/dax move by their own page size only.
 fn check_granule(request: &Request<'_>, granule: GranuleSize) -> Result<(), ConfigError> {
     if granule == GranuleSize::M2 {
         return Ok(());
     }
-    let region_moves = request
-        .regions
-        .iter()
-        .any(|region| moves(request, region) && region.backing == Backing::Hugetlb);
-    let option = if request.memory.backing == Backing::Hugetlb {
-        "--memory"
-    } else if region_moves {
-        "--device-memory"
+    let whole = |backing: &Backing| matches!(backing, Backing::Hugetlb | Backing::Dax(_));
+    let regions = request.regions.iter().filter(|region| moves(request, region));
+    let (option, kind) = if whole(&request.memory.backing) {
+        ("--memory", request.memory.backing)
+    } else if let Some(backing) = regions.map(|region| region.backing).find(whole) {
+        ("--device-memory", backing)
     } else {
         return Ok(());
     };
-    let message =
-        format!("{granule}: backing=hugetlb ({option}) cannot be split: use --granule 2M");
+    let message = format!("{granule}: backing={kind} ({option}) cannot be split: use --granule 2M");
     Err(ConfigError::new("--granule", message))
 }
 
@@ -331,6 +347,39 @@ mod tests {
             let tiers = resolve(&request, &mut Vec::new()).unwrap().unwrap();
             assert_eq!((tiers.engine, tiers.copy_threads), (engine, 16));
         }
+    }
+
+    #[test]
+    fn nodes_are_moved_between_by_move_pages_where_it_can() {
+        let engine = |region: &'static str, machine: Machine| {
+            let regions = &*Box::leak(Box::new([region]));
+            Machine { regions, ..machine }.resolve().unwrap().0.unwrap().engine
+        };
+        let node = "size=0,pool=2M,backing=node:1";
+        let plain = Machine::default;
+        assert_eq!(engine(node, plain()), EngineName::Node);
+        assert_eq!(engine("size=0,pool=2M,backing=node:1,engine=move", plain()), EngineName::Move);
+        assert_eq!(engine("size=0,pool=2M,backing=node:1,kind=private", plain()), EngineName::Move);
+        let (granule, policy) = (GranuleSize::K64, PolicyName::FirstTouch);
+        assert_eq!(engine(node, Machine { granule, ..plain() }), EngineName::Move);
+        assert_eq!(engine(node, Machine { policy, ..plain() }), EngineName::Move);
+        let regions = &[node, "size=0,pool=2M"];
+        let mixed = Machine { regions, ..plain() }.resolve().unwrap().0.unwrap();
+        assert_eq!(mixed.engine, EngineName::Move);
+    }
+
+    #[test]
+    fn a_dax_device_goes_with_files_and_whole_huge_pages() {
+        let regions = &["size=2M,pool=2M,backing=dax:/dev/dax0.0"];
+        let machine = || Machine { memory: "512M,backing=memfd", regions, ..Machine::default() };
+        assert_eq!(machine().resolve().unwrap().0.unwrap().engine, EngineName::Remap);
+        let message = Machine { granule: GranuleSize::K4, ..machine() }.resolve().unwrap_err();
+        assert!(message.contains("backing=dax:/dev/dax0.0 (--device-memory)"), "{message}");
+        let message = Machine { memory: "512M", ..machine() }.resolve().unwrap_err();
+        assert!(message.contains("--memory 512M,backing=memfd or hugetlb"), "{message}");
+        let message = Machine { memory: "512M,backing=dax:/dev/dax0.0", ..machine() };
+        let message = message.resolve().unwrap_err();
+        assert!(message.starts_with("--memory: backing=dax"), "{message}");
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
             .collect();
         if some.is_empty() { "none".to_owned() } else { some.join(", ") }
     };
-    vec![
+    let mut rows = vec![
         row(["granule", &display_size(tiers.granule_bytes)]),
         row(["engine", &format!("{} on backing={}", tiers.engine, tiers.ram_backing)]),
         row(["policy", &tiers.policy]),
@@ -71,7 +71,15 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
         row(["outcomes", &counts(&tiers.outcomes)]),
         row(["faults", &format!("{} (by {})", counts(&tiers.faults), tiers.userfaultfd)]),
         row(["mappings", &format!("{} of {}", tiers.vmas, tiers.vma_budget)]),
-    ]
+    ];
+    if let Some(stalls) = &tiers.stalls {
+        let text = format!(
+            "{} of {} us, of which copying {} us; longest {} us; {} given up",
+            stalls.batches, stalls.total_us, stalls.copying_us, stalls.longest_us, stalls.given_up
+        );
+        rows.push(row(["stalls", &text]));
+    }
+    rows
 }
 
 fn regions(regions: &[Region], granule: u64) -> String {

@@ -27,7 +27,7 @@ use serde_json::Value;
 
 pub use answer::{
     Amount, Lifecycle, Migrated, Mismatch, Moves, Pinned, Place, Progress, Region, Residency, Run,
-    Skipped, State, Status, Tiers, Unpinned, Verified,
+    Skipped, Stalls, State, Status, Tiers, Unpinned, Verified,
 };
 pub use request::{Hex, Migrate, Range, Request, SelectFlag, To};
 
