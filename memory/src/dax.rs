@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::addr::{HUGE_PAGE_SIZE, display_size};
 
 /// Longest path of a device, in bytes.
-const PATH_MAX: usize = 62;
+const PATH_MAX: usize = 31;
 const DEVICES: &str = "/sys/bus/dax/devices";
 
 /// Path of a device. Held in place, so that a kind of memory can be copied.
@@ -212,7 +212,7 @@ mod tests {
         for path in ["/dev/null", "/dev/zero", "/etc/passwd", "/tmp"] {
             assert!(refusal(path).contains("is no device of the dax bus"), "{path}");
         }
-        assert_eq!(DaxPath::new(&"x".repeat(63)), None);
+        assert_eq!(DaxPath::new(&"x".repeat(32)), None);
         assert_eq!(DaxPath::new("/dev/dax0.0").unwrap().to_string(), "/dev/dax0.0");
     }
 }

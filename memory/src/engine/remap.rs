@@ -48,7 +48,7 @@ use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
-use crate::park::{Park, Stalls};
+use crate::park::{Park, Parked, Stalls};
 use crate::region::Source;
 use crate::space::{Origin, Space};
 use crate::table::Place;
@@ -111,6 +111,12 @@ impl Area {
             (0..count).for_each(|index| alias.set_backed(index));
         }
         Ok(Self { file, alias, first, kind })
+    }
+
+    /// The same, treated as a device.
+    pub(crate) fn unwatched(mut self) -> Self {
+        self.kind = FileKind::Dax;
+        self
     }
 
     /// Whether userfaultfd can watch mappings of it.
@@ -356,11 +362,24 @@ impl RemapEngine {
         }
     }
 
-    fn transfer_batch(&self, steps: &[Step], outcomes: &mut [Outcome]) {
-        let since = Instant::now();
-        let parked = self.park.as_ref().and_then(|park| park.park(pace::LIMIT));
-        let Some(parked) = parked else {
+    /// Parks vCPUs, and says since when they were asked to. One may wait for a
+    /// processor, or for somebody else's move: then all go on for a while.
+    fn hold_off(&self) -> Option<(Instant, Box<dyn Parked>)> {
+        const TRIES: u32 = 4;
+        let park = self.park.as_ref()?;
+        for _ in 0..TRIES {
+            let since = Instant::now();
+            if let Some(parked) = park.park(pace::LIMIT) {
+                return Some((since, parked));
+            }
             self.pace.given_up();
+            thread::yield_now();
+        }
+        None
+    }
+
+    fn transfer_batch(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        let Some((since, parked)) = self.hold_off() else {
             let open = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Moved);
             return open.for_each(|outcome| *outcome = Outcome::Busy);
         };

@@ -266,7 +266,8 @@ fn remap(
             }
             None => backing::file(bytes, region.backing)?,
         };
-        pools.push(alias(file, 0, *count, true)?);
+        let area = alias(file, 0, *count, true)?;
+        pools.push(if config.unwatched_pools { area.unwatched() } else { area });
     }
     RemapEngine::new(
         Arc::clone(uffd),

@@ -50,6 +50,10 @@ pub struct TiersConfig {
     pub doors: Vec<Door>,
     /// Who parks vCPUs; a region on /dev/dax needs it.
     pub park: Option<Arc<dyn Park>>,
+    /// Treats the files of pools as if nobody could watch them, like a device,
+    /// for tests on machines without one.
+    #[doc(hidden)]
+    pub unwatched_pools: bool,
     /// Interference by tests.
     pub hooks: Arc<dyn Hooks>,
     /// Ends the process when guest memory cannot be kept whole: restores the
@@ -71,6 +75,7 @@ impl TiersConfig {
             features: Features::ALL,
             doors: vec![Door::SystemCall, Door::Device],
             park: None,
+            unwatched_pools: false,
             hooks: Arc::new(NoHooks),
             fatal,
         }

@@ -355,15 +355,15 @@ mod tests {
             let regions = &*Box::leak(Box::new([region]));
             Machine { regions, ..machine }.resolve().unwrap().0.unwrap().engine
         };
-        let node = "size=0,pool=2M,backing=node:1";
+        const NODE: &str = "size=0,pool=2M,backing=node:1";
         let plain = Machine::default;
-        assert_eq!(engine(node, plain()), EngineName::Node);
+        assert_eq!(engine(NODE, plain()), EngineName::Node);
         assert_eq!(engine("size=0,pool=2M,backing=node:1,engine=move", plain()), EngineName::Move);
         assert_eq!(engine("size=0,pool=2M,backing=node:1,kind=private", plain()), EngineName::Move);
         let (granule, policy) = (GranuleSize::K64, PolicyName::FirstTouch);
-        assert_eq!(engine(node, Machine { granule, ..plain() }), EngineName::Move);
-        assert_eq!(engine(node, Machine { policy, ..plain() }), EngineName::Move);
-        let regions = &[node, "size=0,pool=2M"];
+        assert_eq!(engine(NODE, Machine { granule, ..plain() }), EngineName::Move);
+        assert_eq!(engine(NODE, Machine { policy, ..plain() }), EngineName::Move);
+        let regions = &[NODE, "size=0,pool=2M"];
         let mixed = Machine { regions, ..plain() }.resolve().unwrap().0.unwrap();
         assert_eq!(mixed.engine, EngineName::Move);
     }
