@@ -16,6 +16,8 @@ pub mod layout;
 pub mod migrate;
 pub mod numa;
 pub mod park;
+#[cfg(not(feature = "loom"))]
+pub mod poison;
 pub mod policy;
 pub mod pool;
 pub mod region;

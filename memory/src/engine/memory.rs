@@ -16,6 +16,7 @@ use crate::addr::PAGE_SIZE;
 use crate::granule::GranuleSize;
 use crate::hva::{Hva, HvaRange};
 use crate::numa::calls;
+use crate::poison::{self, Lost};
 use crate::region::{Region, Source};
 use crate::zeroed;
 
@@ -31,9 +32,30 @@ const PAGE_IS_HUGE: u64 = 1 << 6;
 /// # Safety
 /// Both ranges are mapped, do not overlap, and nobody else writes to either
 /// meanwhile; guest vCPUs are held off by the engine.
-pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize) {
-    // SAFETY: as this function's contract says.
-    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) }
+///
+/// # Errors
+/// Memory of either has failed; see [`poison::copying`].
+pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize) -> Result<(), Vec<Lost>> {
+    let ranges = [from, to].map(|start| HvaRange::new(start, len));
+    poison::copying(ranges[0], ranges[1], || {
+        // SAFETY: as this function's contract says.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) }
+    })
+}
+
+/// Gives up the pages of `range`, for a test that needs them gone.
+pub(crate) fn drop_pages(range: HvaRange) -> Result<(), Errno> {
+    advise(range, libc::MADV_DONTNEED)
+}
+
+/// Makes the host's page at `page` one that has failed, for tests of what
+/// follows (madvise(2), `MADV_HWPOISON`).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN; EINVAL from a kernel without
+/// CONFIG_MEMORY_FAILURE.
+pub(crate) fn fail_page(page: Hva) -> Result<(), Errno> {
+    advise_once(HvaRange::new(page, PAGE_SIZE as usize), libc::MADV_HWPOISON)
 }
 
 /// Fills `range` with zeros.
@@ -74,8 +96,8 @@ fn advise(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
 }
 
 fn advise_once(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: every caller's advice leaves contents as they are, and a range
-    // that is not ours is refused by the kernel.
+    // SAFETY: every caller's advice leaves contents as they are, or its caller
+    // means to lose them; a range that is not ours is refused by the kernel.
     let result = unsafe { libc::madvise(range.start().as_ptr().cast(), range.len(), advice) };
     if result == 0 {
         return Ok(());

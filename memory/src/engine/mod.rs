@@ -17,6 +17,7 @@
 
 pub mod hooks;
 pub(crate) mod hurry;
+pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod mover;
 pub(crate) mod node;
@@ -116,6 +117,10 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Whether it can leave granules unmapped in a frame on this way.
     fn can(&self, step: &Step) -> bool;
 
+    /// Places whose host memory was found to have failed since this was asked
+    /// last, each with the granule that is there or was to go there.
+    fn losses(&self) -> Vec<(Granule, Place)>;
+
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
 
@@ -153,6 +158,8 @@ pub(crate) fn outcome_of(errno: Errno) -> Outcome {
     match errno {
         Errno::NOMEM => Outcome::NoFrame,
         Errno::AGAIN | Errno::BUSY | Errno::NOENT | Errno::INTR => Outcome::Busy,
+        // Pages that have failed are not moved.
+        Errno::FAULT => Outcome::Poisoned,
         _ => Outcome::CopyFailed,
     }
 }

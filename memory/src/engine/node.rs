@@ -97,6 +97,7 @@ impl NodeEngine {
             match (self.hooks.at(point, step.granule), point) {
                 (Inject::Fail(_) | Inject::Short(_), Point::Copy) => Some(Outcome::CopyFailed),
                 (Inject::Fail(errno) | Inject::Short(errno), _) => Some(outcome_of(errno)),
+                (Inject::Poison, _) => Some(Outcome::Poisoned),
                 (Inject::Nothing | Inject::Omit, _) => None,
             }
         })
@@ -236,6 +237,11 @@ impl Engine for NodeEngine {
 
     fn can(&self, step: &Step) -> bool {
         step.from_mapped && step.to_mapped
+    }
+
+    fn losses(&self) -> Vec<(Granule, Place)> {
+        // The kernel copies, and leaves a page that has failed where it is.
+        Vec::new()
     }
 
     fn vmas_per_run(&self) -> u64 {

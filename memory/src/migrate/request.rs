@@ -70,6 +70,11 @@ pub enum Outcome {
     Busy,
     /// Its contents could not be copied.
     CopyFailed,
+    /// Host memory behind it has failed and part of it is lost: it stays where
+    /// it is.
+    Poisoned,
+    /// The frame that it was to go to has failed, and is retired.
+    BadFrame,
     /// Nobody has touched it and there is nothing to move.
     Untouched,
     /// Whoever asked went away, or the machine ended, before its turn.
@@ -78,7 +83,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome with its name in messages and JSON.
-    pub const NAMES: [(&'static str, Self); 10] = [
+    pub const NAMES: [(&'static str, Self); 12] = [
         ("moved", Self::Moved),
         ("already-there", Self::AlreadyThere),
         ("pinned", Self::Pinned),
@@ -87,6 +92,8 @@ impl Outcome {
         ("vma-budget", Self::VmaBudget),
         ("busy", Self::Busy),
         ("copy-failed", Self::CopyFailed),
+        ("poisoned", Self::Poisoned),
+        ("bad-frame", Self::BadFrame),
         ("untouched", Self::Untouched),
         ("cancelled", Self::Cancelled),
     ];

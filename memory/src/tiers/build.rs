@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::budget::VmaBudget;
 use super::core::Core;
 use super::counters::Counters;
+use super::failure::Damaged;
 use super::fault::FaultThread;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing, BackingError};
@@ -95,6 +96,7 @@ impl Tiers {
                 .map_err(refused("a descriptor"))?,
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
+            damaged: Damaged::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,
         });

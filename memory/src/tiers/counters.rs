@@ -20,6 +20,7 @@ pub(crate) struct Counters {
     pub(crate) waited: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) retried: AtomicU64,
+    pub(crate) lost: AtomicU64,
 }
 
 /// What was counted so far.
@@ -46,6 +47,8 @@ pub struct Counts {
     pub stale: u64,
     /// Faults that could not be served at once.
     pub retried: u64,
+    /// Pieces of host memory that have failed under guest memory.
+    pub lost: u64,
 }
 
 impl Counters {
@@ -80,6 +83,7 @@ impl Counters {
             waited: self.waited.load(Relaxed),
             stale: self.stale.load(Relaxed),
             retried: self.retried.load(Relaxed),
+            lost: self.lost.load(Relaxed),
         }
     }
 }

@@ -15,6 +15,7 @@ mod config;
 pub(crate) mod core;
 mod counters;
 pub(crate) mod death;
+mod failure;
 mod fault;
 mod look;
 
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 pub use config::{RegionConfig, TiersConfig, TiersError};
 pub use counters::Counts;
+pub use failure::FailPageError;
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
 
 use self::core::{Core, lock};

@@ -6,8 +6,7 @@
 //! - steadiness on a loaded machine: an emulated CPU may stand still for a
 //!   second, which timer checks, the TSC watchdog and the RCU stall detector
 //!   would take for a fault; and a thread of its own for each emulated CPU,
-//!   because QEMU 7.2 gives a guest a spurious interrupt when it switches
-//!   between CPUs on one thread (ARCHITECTURE.md, known holes);
+//!   which uses as many of the host's;
 //! - an end that is certain: a panic or oops of the lab's kernel reboots,
 //!   and QEMU ends instead of rebooting.
 

@@ -26,6 +26,7 @@ mod environment;
 mod flow;
 pub mod host_tiers;
 pub mod machine;
+pub mod mended;
 mod process;
 mod qemu;
 mod session;

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::machine::Machine;
+use super::mended::Mended;
 use super::{LabError, process};
+use crate::failure::tell;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Lines of the console kept for the report of a failure.
@@ -38,7 +40,22 @@ impl Qemu {
     /// QEMU is not installed or cannot be started.
     pub(super) fn start(machine: &Machine<'_>, port: OwnedFd) -> Result<Self, LabError> {
         let program = find()?;
-        let mut command = Command::new(&program);
+        // One that cannot be read may still run.
+        let mended = Mended::of(&program).ok().flatten();
+        let mut command =
+            Command::new(mended.as_ref().map_or_else(|| program.clone(), Mended::program));
+        if let Some(mended) = &mended {
+            for folder in mended.share() {
+                command.arg("-L").arg(folder);
+            }
+            if let Some(modules) = mended.modules() {
+                command.env("QEMU_MODULE_DIR", modules);
+            }
+        } else if machine.verbose {
+            tell(format_args!(
+                "this QEMU is not the one whose fault is known: guests may fail now and then"
+            ));
+        }
         command
             .args(machine.arguments()?)
             .stdin(Stdio::null())

@@ -19,6 +19,7 @@ mod hugetlb;
 mod injection;
 mod kinds;
 mod ping_pong;
+mod poison;
 mod refusals;
 mod requests;
 mod rig;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         devices::trials(),
         refusals::trials(),
         requests::trials(),
+        poison::trials(),
         ends::trials(),
     ];
     let mut arguments = Arguments::from_args();
