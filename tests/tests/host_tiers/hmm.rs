@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use neap_memory::addr::{GIB, MIB};
 use neap_memory::{Gpa, GpaRange};
 use neap_tests::{Churn, Ended, Guest, Moves};
-use neap_vmm::images::{self, Job};
+use neap_vmm::images::Job;
 
 use crate::trial;
 
@@ -34,12 +34,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         let stalls = moves[0].stalls.expect("vCPUs are parked to leave a device");
         assert!(stalls.batches >= 10 && stalls.granules >= stalls.batches, "{stalls:?}");
     };
-    // Without it no mapping of a /dev/dax is allowed.
-    let config = images::locate().map(|images| fs::read_to_string(images.kernel_config));
-    let dax_maps = config.unwrap().unwrap().contains("CONFIG_FS_DAX=y");
     vec![
-        trial("hmm::passes_all_tests_while_pages_move_to_dax_and_back", dax)
-            .with_ignored_flag(!dax_maps),
+        trial("hmm::passes_all_tests_while_pages_move_to_dax_and_back", dax),
         trial("hmm::passes_all_tests_while_pages_move_between_nodes_by_move", node("move")),
         trial("hmm::passes_all_tests_while_pages_move_between_nodes_by_node", node("node")),
     ]
