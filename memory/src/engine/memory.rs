@@ -72,6 +72,11 @@ pub(crate) fn populate(range: HvaRange) -> Result<(), Errno> {
     advise(range, libc::MADV_POPULATE_WRITE)
 }
 
+/// Has pages that there are mapped, so that nobody faults on them later.
+pub(crate) fn map_in(range: HvaRange) -> Result<(), Errno> {
+    advise(range, libc::MADV_POPULATE_READ)
+}
+
 /// Makes huge pages of small ones, where the kernel can (since Linux 6.1). It
 /// says EAGAIN for as long as anybody else holds one of them.
 pub(crate) fn collapse(range: HvaRange) -> Result<(), Errno> {

@@ -323,7 +323,7 @@ impl RemapEngine {
         Ok(())
     }
 
-    /// Maps the new places of a run over the old ones.
+    /// Maps the new places of a run over the old ones; [`Self::watch`] follows.
     fn map_over(&self, steps: &[Step], outcomes: &mut [Outcome]) {
         let size = self.space.bytes();
         let range = HvaRange::new(self.guest(steps[0].granule).start(), steps.len() * size);
@@ -341,9 +341,17 @@ impl RemapEngine {
                 self.release(self.guest(step.granule));
             }
             outcomes.fill(if errno == Errno::NOMEM { Outcome::VmaBudget } else { Outcome::Busy });
+        }
+    }
+
+    /// Watches a run that was mapped over, and wakes who waits for it.
+    fn watch(&self, steps: &[Step], outcomes: &[Outcome]) {
+        if outcomes.first() != Some(&Outcome::Moved) {
             return;
         }
-        if spot.area.is_watched() {
+        let start = self.guest(steps[0].granule).start();
+        let range = HvaRange::new(start, steps.len() * self.space.bytes());
+        if self.spot(steps[0].granule, steps[0].to).area.is_watched() {
             // Not watched, a granule is whole all the same; the next move of
             // it tries again.
             let _ = self.uffd.register(range, Modes::WriteProtect);
@@ -396,6 +404,13 @@ impl RemapEngine {
     }
 
     fn transfer_batch(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        for step in steps {
+            // The alias of a device is mapped when it is first touched, which
+            // takes a while; if it cannot be, the copy will say so.
+            let (from, to) = (self.spot(step.granule, step.from), self.spot(step.granule, step.to));
+            let _ = memory::map_in(from.area.alias.slot(from.index));
+            let _ = memory::map_in(to.area.alias.slot(to.index));
+        }
         let Some((since, parked)) = self.hold_off() else {
             let open = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Moved);
             return open.for_each(|outcome| *outcome = Outcome::Busy);
@@ -412,12 +427,17 @@ impl RemapEngine {
                 granules += 1;
             }
         }
-        for run in self.runs_of(steps, |index| outcomes[index] == Outcome::Moved) {
-            self.map_over(&steps[run.clone()], &mut outcomes[run]);
+        let runs = self.runs_of(steps, |index| outcomes[index] == Outcome::Moved);
+        for run in &runs {
+            self.map_over(&steps[run.clone()], &mut outcomes[run.clone()]);
         }
         let vcpus = parked.vcpus();
         drop(parked);
         self.pace.note(Batch { granules, stall: since.elapsed(), copying, vcpus });
+        // They are still this mover's: nobody else would want to freeze them.
+        for run in runs {
+            self.watch(&steps[run.clone()], &outcomes[run]);
+        }
         self.map_in(steps, outcomes);
     }
 
@@ -471,6 +491,7 @@ impl RemapEngine {
 
     fn give(&self, steps: &[Step], outcomes: &mut [Outcome]) {
         self.map_over(steps, outcomes);
+        self.watch(steps, outcomes);
         self.map_in(steps, outcomes);
     }
 
@@ -678,7 +699,7 @@ impl Engine for RemapEngine {
                 row.back(spot.index)?;
             }
             self.map_fixed(guest, spot)?;
-            // As in `map_over`: it is there, watched or not, as a device's.
+            // As in `watch`: it is there, watched or not, as a device's.
             let _ = self.uffd.register(guest, Modes::WriteProtect);
         } else {
             // The mapping stays watched for missing pages, for a watch cannot
