@@ -11,6 +11,7 @@ pub mod dax;
 pub mod engine;
 pub mod granule;
 pub mod guest;
+pub mod heat;
 pub mod hva;
 pub mod layout;
 pub mod migrate;

@@ -72,6 +72,7 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
                     select: None,
                     from_pool: None,
                     limit: None,
+                    detach: false,
                 });
                 // An error is the end of the machine, which is what the guest
                 // says or does not say.

@@ -9,6 +9,7 @@ pub mod churn;
 pub mod command;
 pub mod guest;
 pub mod in_lab;
+pub mod machine;
 pub mod refusal;
 pub mod terminal;
 

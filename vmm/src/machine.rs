@@ -197,6 +197,14 @@ impl Owner for Machine {
         self.shared.counters.len()
     }
 
+    fn exits(&self) -> Vec<(&'static str, u64)> {
+        let mut sums = NAMES.map(|name| (name, 0));
+        for counts in Self::exits(self) {
+            sums.iter_mut().zip(counts).for_each(|((_, sum), count)| *sum += count);
+        }
+        sums.to_vec()
+    }
+
     fn memory_bytes(&self) -> u64 {
         self.memory().slots().iter().map(|slot| slot.range.size()).sum()
     }

@@ -95,6 +95,7 @@ pub fn build(
     let tiers = TiersConfig {
         policy: wanted.policy,
         copy_threads: usize::from(wanted.copy_threads),
+        heat: wanted.heat,
         ram: config.ram.backing,
         engine: Some(wanted.engine),
         regions: regions.collect(),

@@ -114,6 +114,22 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// wakes whoever waits for it. At home that takes no VMA.
     fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno>;
 
+    /// Whether [`Engine::set_aside`] works.
+    fn sets_aside(&self) -> bool {
+        false
+    }
+
+    /// Takes a granule, mapped at `place` and claimed, from the guest without
+    /// moving its contents: from then on a touch of it, also a read, comes as
+    /// an event. On an error it is mapped as before.
+    fn set_aside(&self, _granule: Granule, _place: Place) -> Result<(), Errno> {
+        Err(Errno::NOSYS)
+    }
+
+    /// Gives the guest a granule back that was set aside at `place` and is
+    /// claimed, and wakes whoever waits for it.
+    fn bring_back(&self, _granule: Granule, _place: Place) {}
+
     /// Whether it can leave granules unmapped in a frame on this way.
     fn can(&self, step: &Step) -> bool;
 

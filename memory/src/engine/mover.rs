@@ -17,7 +17,8 @@
 //! watched, and memory that is watched for missing pages gets no huge pages.
 //!
 //! Invariant: a granule that is not in motion has its page either mapped in
-//! the guest or, if it is in a frame of a `private` pool, in that frame's slot.
+//! the guest or, if it is in a frame of a `private` pool or set aside, in the slot
+//! of its place.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -524,6 +525,32 @@ impl Engine for MoveEngine {
                 Ok(())
             }
         }
+    }
+
+    fn sets_aside(&self) -> bool {
+        true
+    }
+
+    fn set_aside(&self, granule: Granule, place: Place) -> Result<(), Errno> {
+        let guest = HvaRange::new(self.guest(granule), self.space.bytes());
+        let (row, index) = self.slot(granule, place);
+        match self.move_pages(guest, row.at(index)) {
+            Ok(()) => {
+                row.set_backed(index);
+                Ok(())
+            }
+            Err(MoveError { moved, errno }) => {
+                if moved > 0 {
+                    self.must_move(HvaRange::new(row.at(index), moved), guest.start());
+                }
+                Err(errno)
+            }
+        }
+    }
+
+    fn bring_back(&self, granule: Granule, place: Place) {
+        let slot = HvaRange::new(self.slot_at(granule, place), self.space.bytes());
+        self.must_move(slot, self.guest(granule));
     }
 
     fn can(&self, _: &Step) -> bool {

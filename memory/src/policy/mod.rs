@@ -1,12 +1,14 @@
 //! Policies: what moves when somebody touches a granule. Pure: no clock, no
 //! thread, no lock, no system call.
 //!
-//! | event | `static` | `first-touch` | `on-fault` |
-//! |---|---|---|---|
-//! | first touch of a granule | the map's tier | fast tier while it has room | home |
-//! | vCPU touches a device-resident granule, kind `public` | stays | stays | stays |
-//! | the same, kind `private` | comes home | comes home | comes home |
-//! | accelerator touches a granule at home | stays | stays | goes to the device |
+//! | event | `static` | `first-touch` | `on-fault` | `heat` |
+//! |---|---|---|---|---|
+//! | first touch of a granule | the map's tier | fast tier while it has room | home | home |
+//! | vCPU touches a device-resident granule, kind `public` | stays | stays | stays | stays |
+//! | the same, kind `private` | comes home | comes home | comes home | comes home |
+//! | accelerator touches a granule at home | stays | stays | goes to the device | stays |
+//!
+//! What `heat` moves it moves in ticks of its own, see [`crate::heat`].
 //!
 //! Two rules stand above the table and are kept in [`Policy::decide`], so that
 //! no policy can break them: kind `generic` never moves, and what a vCPU's touch
@@ -17,6 +19,7 @@
 //! obeyed or refused granule by granule.
 
 mod first_touch;
+mod heat;
 mod on_fault;
 mod statics;
 #[cfg(test)]
@@ -41,11 +44,13 @@ pub enum PolicyName {
     FirstTouch,
     /// A granule goes to the device when the accelerator touches it.
     OnFault,
+    /// What is used most is in the fast tier; see [`crate::heat`].
+    Heat,
 }
 
 impl PolicyName {
     /// Every policy.
-    pub const ALL: [Self; 3] = [Self::Static, Self::FirstTouch, Self::OnFault];
+    pub const ALL: [Self; 4] = [Self::Static, Self::FirstTouch, Self::OnFault, Self::Heat];
 
     /// The word for it, as the option takes it.
     pub const fn name(self) -> &'static str {
@@ -53,6 +58,7 @@ impl PolicyName {
             Self::Static => "static",
             Self::FirstTouch => "first-touch",
             Self::OnFault => "on-fault",
+            Self::Heat => "heat",
         }
     }
 }
@@ -65,7 +71,7 @@ impl fmt::Display for PolicyName {
 
 /// A word that names no policy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} is no policy; static, first-touch and on-fault are")]
+#[error("{0:?} is no policy; static, first-touch, on-fault and heat are")]
 pub struct PolicyNameError(String);
 
 impl FromStr for PolicyName {
@@ -143,6 +149,7 @@ pub fn make(name: PolicyName) -> Box<dyn Policy> {
         PolicyName::Static => Box::new(statics::Static),
         PolicyName::FirstTouch => Box::new(first_touch::FirstTouch),
         PolicyName::OnFault => Box::new(on_fault::OnFault),
+        PolicyName::Heat => Box::new(heat::Heat),
     }
 }
 

@@ -22,7 +22,7 @@ fn names_read_as_they_print_and_name_the_policy_made() {
         assert_eq!(make(name).name(), name);
     }
     let error = "lru".parse::<PolicyName>().unwrap_err().to_string();
-    assert_eq!(error, r#""lru" is no policy; static, first-touch and on-fault are"#);
+    assert_eq!(error, r#""lru" is no policy; static, first-touch, on-fault and heat are"#);
 }
 
 #[test]
@@ -34,6 +34,7 @@ fn the_first_touch_row() {
     assert_eq!(first(PolicyName::FirstTouch, ram), Decision::ToPool(POOL));
     assert_eq!(first(PolicyName::FirstTouch, Facts { fast: None, ..ram }), Decision::Stay);
     assert_eq!(first(PolicyName::OnFault, ram), Decision::Stay);
+    assert_eq!(first(PolicyName::Heat, ram), Decision::Stay);
 }
 
 #[test]
@@ -62,6 +63,7 @@ fn the_accelerator_row() {
             let touch = |name| decide(name, Event::AcceleratorTouch, Facts { kind, ..at(place) });
             assert_eq!(touch(PolicyName::Static), Decision::Stay);
             assert_eq!(touch(PolicyName::FirstTouch), Decision::Stay);
+            assert_eq!(touch(PolicyName::Heat), Decision::Stay);
             assert_eq!(touch(PolicyName::OnFault), Decision::ToPool(POOL));
         }
     }

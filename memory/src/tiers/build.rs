@@ -13,6 +13,8 @@ use super::core::Core;
 use super::counters::Counters;
 use super::failure::Damaged;
 use super::fault::FaultThread;
+use super::heat::HeatThread;
+use super::movers::Movers;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing, BackingError};
 use crate::dax;
@@ -97,6 +99,7 @@ impl Tiers {
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             damaged: Damaged::default(),
+            touched: Mutex::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,
         });
@@ -106,16 +109,16 @@ impl Tiers {
         if config.policy == PolicyName::FirstTouch {
             core.watch_first_touches().map_err(refused("watching guest memory"))?;
         }
+        let movers = Arc::new(Movers::new(Arc::clone(&core), crew));
+        let heat = match config.policy {
+            PolicyName::Heat if core.kinds.contains(&Kind::Public) => {
+                Some(HeatThread::start(&movers, config.heat)?)
+            }
+            _ => None,
+        };
         let memory = Arc::clone(memory);
-        Ok(Self {
-            fault,
-            crew,
-            core,
-            active: Mutex::default(),
-            next_request: 0.into(),
-            config,
-            _memory: memory,
-        })
+        let heat = Mutex::new(heat);
+        Ok(Self { heat, fault, movers, core, config, _memory: memory })
     }
 }
 

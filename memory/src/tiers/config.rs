@@ -1,11 +1,14 @@
 //! What tiers are made of, as the builder of a machine gives it.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::Backing;
 use crate::engine::EngineName;
 use crate::engine::hooks::{Hooks, NoHooks};
 use crate::granule::{GranuleSize, Kind};
+use crate::heat::Settings;
 use crate::numa::Placement;
 use crate::park::Park;
 use crate::policy::PolicyName;
@@ -24,6 +27,42 @@ pub struct RegionConfig {
     pub kind: Kind,
     /// Host memory behind it.
     pub backing: Backing,
+}
+
+/// Numbers of policy `heat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeatConfig {
+    /// Bytes that may move in a second, both ways together; not 0.
+    pub budget: u64,
+    /// Time from one look at what is used to the next.
+    pub period: Duration,
+    /// Whether granules move; without, they are watched only, for benches.
+    pub moves: bool,
+}
+
+impl HeatConfig {
+    /// Bytes a second that move if nobody says otherwise.
+    pub const BUDGET: u64 = 100 << 20;
+    /// Period if nobody says otherwise: a granule that the guest uses at all is
+    /// used within it, and a hundredth of it is time for some faults.
+    pub const PERIOD: Duration = Duration::from_millis(100);
+    /// Periods that can be.
+    pub const PERIODS: RangeInclusive<Duration> =
+        Duration::from_millis(10)..=Duration::from_secs(10);
+
+    /// Settings of the policy for granules of that size.
+    pub(crate) fn settings(&self, granule: GranuleSize) -> Settings {
+        let budget = u128::from(self.budget) * self.period.as_micros() / 1_000_000;
+        // A budget of a byte a tick still lets something move now and then.
+        let budget = u64::try_from(budget).unwrap_or(u64::MAX).max(self.budget.min(1));
+        Settings::new(granule, budget)
+    }
+}
+
+impl Default for HeatConfig {
+    fn default() -> Self {
+        Self { budget: Self::BUDGET, period: Self::PERIOD, moves: true }
+    }
 }
 
 /// Tiers of a guest.
@@ -56,6 +95,8 @@ pub struct TiersConfig {
     pub unwatched_pools: bool,
     /// Interference by tests.
     pub hooks: Arc<dyn Hooks>,
+    /// Numbers of policy `heat`.
+    pub heat: HeatConfig,
     /// Ends the process when guest memory cannot be kept whole: restores the
     /// terminal and exits, without dropping anything.
     pub fatal: fn(&str) -> !,
@@ -77,6 +118,7 @@ impl TiersConfig {
             park: None,
             unwatched_pools: false,
             hooks: Arc::new(NoHooks),
+            heat: HeatConfig::default(),
             fatal,
         }
     }
@@ -147,6 +189,9 @@ pub enum TiersError {
         /// Size of a granule.
         granule: GranuleSize,
     },
+    /// A policy `heat` that cannot be.
+    #[error("policy heat: {0}")]
+    Heat(String),
     /// Host memory that is not to be had.
     #[error(transparent)]
     Backing(#[from] crate::backing::BackingError),

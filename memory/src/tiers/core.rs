@@ -10,6 +10,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -61,6 +62,14 @@ impl Job {
     }
 }
 
+/// A touch of a granule that was set aside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Touched {
+    pub(crate) granule: Granule,
+    pub(crate) at: Instant,
+    pub(crate) write: bool,
+}
+
 /// Shared state of the tiers.
 pub(crate) struct Core {
     pub(crate) uffd: Arc<Userfaultfd>,
@@ -84,6 +93,8 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     /// Granules of which host memory has lost a part; empty, nearly always.
     pub(crate) damaged: Damaged,
+    /// Touches of granules that were set aside.
+    pub(crate) touched: Mutex<Vec<Touched>>,
     pub(crate) over: AtomicBool,
     pub(crate) fatal: Fatal,
 }
@@ -256,6 +267,61 @@ impl Core {
         });
         self.counters.come_home.fetch_add(u64::from(came), Ordering::Relaxed);
         came
+    }
+
+    /// Whether a granule in that state was set aside to see its next touch,
+    /// and is not in a frame where vCPUs must not reach it.
+    pub(crate) fn is_aside(&self, granule: Granule, view: &View) -> bool {
+        match view.place {
+            _ if view.mapped => false,
+            Place::Untouched => false,
+            Place::Home => true,
+            Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
+        }
+    }
+
+    /// Sets a mapped granule aside, so that its next touch is seen. False if
+    /// it is not to be had now.
+    pub(crate) fn set_aside(&self, granule: Granule) -> bool {
+        let Ok(claimed) = self.table.claim(granule) else { return false };
+        let place = claimed.from;
+        if place == Place::Untouched
+            || !claimed.was_mapped
+            || self.engine.set_aside(granule, place).is_err()
+        {
+            self.abort(claimed);
+            return false;
+        }
+        self.table.finish(claimed, place, false);
+        // As in `settle`.
+        self.wake(granule);
+        true
+    }
+
+    /// Gives the guest a granule back that was set aside and is as `view` says.
+    /// False if it changed since, or is on its way.
+    pub(crate) fn bring_back(&self, granule: Granule, view: View) -> bool {
+        let Ok(claimed) = self.table.claim(granule) else { return false };
+        if claimed.from != view.place || claimed.was_mapped {
+            self.abort(claimed);
+            return false;
+        }
+        self.engine.bring_back(granule, claimed.from);
+        self.table.finish(claimed, view.place, true);
+        true
+    }
+
+    /// Takes a granule that exists and that nobody moved yet under control, so
+    /// that it can be set aside; true if it was already.
+    pub(crate) fn is_managed(&self, granule: Granule) -> bool {
+        match self.table.get(granule).place {
+            Place::Untouched if self.watches_first_touch || !self.engine.exists(granule) => false,
+            Place::Untouched if self.engine.adopts() => {
+                self.adopt(granule).is_ok() && self.table.get(granule).place != Place::Untouched
+            }
+            Place::Untouched => false,
+            Place::Home | Place::Device { .. } => true,
+        }
     }
 
     /// Gives the frame of a place back to its pool.

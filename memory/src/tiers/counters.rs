@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::latency::{Latency, LatencyCounts};
 use crate::migrate::Outcome;
 use crate::table::Place;
 
@@ -20,7 +21,34 @@ pub(crate) struct Counters {
     pub(crate) waited: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) retried: AtomicU64,
+    pub(crate) latency: Latency,
     pub(crate) lost: AtomicU64,
+    pub(crate) heat: HeatCounters,
+}
+
+/// Counters of the heat thread.
+#[derive(Debug, Default)]
+pub(crate) struct HeatCounters {
+    pub(crate) watched: AtomicU64,
+    pub(crate) touched: AtomicU64,
+    pub(crate) promoted: AtomicU64,
+    pub(crate) demoted: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+}
+
+/// What policy `heat` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeatCounts {
+    /// Granules that were watched for a tick, each time that they were.
+    pub watched: u64,
+    /// Of these, touched meanwhile. Each touch costs the guest a fault.
+    pub touched: u64,
+    /// Granules that it moved to a device region.
+    pub promoted: u64,
+    /// Granules that it moved home.
+    pub demoted: u64,
+    /// Bytes of both.
+    pub bytes: u64,
 }
 
 /// What was counted so far.
@@ -47,8 +75,12 @@ pub struct Counts {
     pub stale: u64,
     /// Faults that could not be served at once.
     pub retried: u64,
+    /// How long faults took.
+    pub latency: LatencyCounts,
     /// Pieces of host memory that have failed under guest memory.
     pub lost: u64,
+    /// What policy `heat` did of all this.
+    pub heat: HeatCounts,
 }
 
 impl Counters {
@@ -83,7 +115,15 @@ impl Counters {
             waited: self.waited.load(Relaxed),
             stale: self.stale.load(Relaxed),
             retried: self.retried.load(Relaxed),
+            latency: self.latency.read(),
             lost: self.lost.load(Relaxed),
+            heat: HeatCounts {
+                watched: self.heat.watched.load(Relaxed),
+                touched: self.heat.touched.load(Relaxed),
+                promoted: self.heat.promoted.load(Relaxed),
+                demoted: self.heat.demoted.load(Relaxed),
+                bytes: self.heat.bytes.load(Relaxed),
+            },
         }
     }
 }

@@ -17,7 +17,11 @@ mod counters;
 pub(crate) mod death;
 mod failure;
 mod fault;
+mod heat;
+mod latency;
 mod look;
+mod movers;
+mod policy;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -25,14 +29,16 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use config::{RegionConfig, TiersConfig, TiersError};
-pub use counters::Counts;
+pub use config::{HeatConfig, RegionConfig, TiersConfig, TiersError};
+pub use counters::{Counts, HeatCounts};
 pub use failure::FailPageError;
+pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
+pub use policy::PolicyRefused;
 
-use self::core::{Core, lock};
+use self::core::Core;
+use self::movers::Movers;
 use crate::granule::Granule;
-use crate::migrate::crew::Crew;
 use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
 use crate::table::{PinError, Place};
 use crate::{GpaRange, GuestMemory};
@@ -41,12 +47,10 @@ use crate::{GpaRange, GuestMemory};
 /// those of the tiers.
 pub struct Tiers {
     // Threads end before what they work on goes.
+    heat: Mutex<Option<heat::HeatThread>>,
     fault: fault::FaultThread,
-    crew: Crew,
+    movers: Arc<Movers>,
     core: Arc<Core>,
-    /// Ranges that a request is at work on.
-    active: Mutex<Vec<(u64, GpaRange)>>,
-    next_request: std::sync::atomic::AtomicU64,
     config: TiersConfig,
     // Last: what is above works in it.
     _memory: Arc<GuestMemory>,
@@ -69,29 +73,16 @@ impl Tiers {
         request: &MigrateRequest,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<Report, RequestError> {
-        if self.core.is_over() {
-            return Err(RequestError::Over);
-        }
-        // A panic would leave granules claimed for ever.
-        let _death = death::Death::of("a thread that moves memory", self.core.fatal);
-        let granules = run::granules(&self.core, request)?;
-        let _active = self.activate(&granules)?;
-        Ok(run::run(&self.core, &self.crew, request, &granules, progress))
+        self.movers.migrate(request, progress)
     }
 
-    /// Notes that a request is at work on `granules`.
-    fn activate(&self, granules: &[(Granule, u32)]) -> Result<Active<'_>, RequestError> {
-        let ranges: Vec<GpaRange> =
-            granules.iter().filter_map(|(g, count)| self.core.space.gpa(*g, *count)).collect();
-        let mut active = lock(&self.active);
-        for range in &ranges {
-            if let Some((_, other)) = active.iter().find(|(_, other)| other.overlaps(range)) {
-                return Err(RequestError::Overlaps(*range, *other));
-            }
-        }
-        let id = self.next_request.fetch_add(1, Ordering::Relaxed);
-        active.extend(ranges.iter().map(|range| (id, *range)));
-        Ok(Active { tiers: self, id })
+    /// Whether [`Self::migrate`] would take `request`, unless another is at
+    /// work on the same memory when it begins.
+    ///
+    /// # Errors
+    /// A request that makes no sense.
+    pub fn check(&self, request: &MigrateRequest) -> Result<(), RequestError> {
+        run::granules(&self.core, request).map(drop)
     }
 
     /// Holds the granules of `range` where they are, as a device does that
@@ -132,16 +123,28 @@ impl Tiers {
         loop {
             core.table.pin(granule, deadline)?;
             let view = core.table.get(granule);
-            if !view.place.is_device() || view.mapped {
+            if view.mapped || view.place == Place::Untouched {
                 return Ok(());
             }
             core.table.unpin(granule);
-            if !core.come_home(granule, view) {
+            let back = match core.is_aside(granule, &view) {
+                true => core.bring_back(granule, view),
+                false => core.come_home(granule, view),
+            };
+            if !back {
                 if Instant::now() >= deadline {
                     return Err(PinError::TimedOut);
                 }
                 thread::sleep(AGAIN);
             }
+        }
+    }
+
+    /// Has policy `heat` watch and move nothing from its next tick on, or go on.
+    /// Nothing happens under another policy.
+    pub fn hold_heat(&self, hold: bool) {
+        if let Some(heat) = &*core::lock(&self.heat) {
+            heat.hold(hold);
         }
     }
 
@@ -161,18 +164,6 @@ impl Tiers {
 impl Drop for Tiers {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// A request at work.
-struct Active<'a> {
-    tiers: &'a Tiers,
-    id: u64,
-}
-
-impl Drop for Active<'_> {
-    fn drop(&mut self) {
-        lock(&self.tiers.active).retain(|(id, _)| *id != self.id);
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod boot;
 pub mod child;
 pub mod figure;
+pub mod heat;
 pub mod machine;
 pub mod moving;
 pub mod node;

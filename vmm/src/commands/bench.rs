@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::place;
 use crate::bench::boot::{self, BootImages};
+use crate::bench::heat;
 use crate::bench::moving::subject as moving;
 use crate::bench::node;
 use crate::bench::plot::{Panel, Series, svg};
@@ -28,6 +29,8 @@ use crate::images;
   neap bench boot --kernel bzimage --json
   neap bench migrate --only 2m_thp --plot migrate.svg
   neap bench fault --json
+  neap bench heat
+  neap bench heat --trace touches.bin
   neap lab --host-tiers -- bench node")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -68,6 +71,21 @@ enum Subject {
     Fault(MovingArgs),
     /// A guest's passes over memory in a device region, beside memory that never moved
     Steady(MovingArgs),
+    /// What the policy `heat` makes of traces of touches, beside the optimum in hindsight, plain LRU
+    /// and a rule like TPP's; and what its sampling costs a guest
+    Heat {
+        /// Seeds of traces
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        runs: usize,
+        /// Replay the trace in this file instead
+        #[arg(long, value_name = "FILE")]
+        trace: Option<PathBuf>,
+        /// Write the traces of the first seed into this folder, and measure nothing
+        #[arg(long, value_name = "FOLDER", conflicts_with = "trace")]
+        write_traces: Option<PathBuf>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// A device region of 1T: how soon it is there, what it costs, and what a granule costs
     Pool(MovingArgs),
     /// Moving memory between two NUMA nodes of this machine by each engine that can, beside a
@@ -79,6 +97,9 @@ enum Subject {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// The API socket of a machine with a region of 1T, while its memory moves all the time: how soon
+    /// it answers, and what a scrape of the metrics costs the moves
+    Api(MovingArgs),
 }
 
 #[derive(Args, Debug)]
@@ -122,12 +143,19 @@ pub fn execute(args: BenchArgs) -> Outcome {
         Subject::Migrate(args) => bench_moving(moving::Subject::Migrate, &args),
         Subject::Fault(args) => bench_moving(moving::Subject::Fault, &args),
         Subject::Steady(args) => bench_moving(moving::Subject::Steady, &args),
+        Subject::Heat { trace: Some(trace), output, .. } => replay_trace(&trace, &output),
+        Subject::Heat { write_traces: Some(folder), .. } => {
+            heat::write_traces(&folder).map_err(failure)?;
+            Ok(SUCCESS)
+        }
+        Subject::Heat { runs, output, .. } => bench_heat(runs, &output),
         Subject::Pool(args) => bench_moving(moving::Subject::Pool, &args),
         Subject::Node { runs, output } => {
             let mut say = |what: &str| tell(format_args!("measuring {what}"));
             let rows = node::measure(runs, &mut say).map_err(failure)?;
             show_rows(&rows, runs, "memory that moves between nodes", &output)
         }
+        Subject::Api(args) => bench_moving(moving::Subject::Api, &args),
     }
 }
 
@@ -151,6 +179,40 @@ fn show_rows(rows: &Rows, runs: usize, title: &str, output: &OutputArgs) -> Outc
         left_out: rows.left_out.clone(),
     };
     print(output, &results, || format!("{}{}", heading(&results.machine, runs), rows.text(title)))
+}
+
+fn bench_heat(runs: usize, output: &OutputArgs) -> Outcome {
+    if runs == 0 {
+        return Err(failure(BenchError::NoRuns(runs)));
+    }
+    let found = heat::measure(runs, &mut |what| tell(format_args!("measuring {what}")));
+    let heat::Heat { rows, compared } = found.map_err(failure)?;
+    for LeftOut { name, why } in &rows.left_out {
+        tell(format_args!("left out: {name}: {why}"));
+    }
+    if let Some(path) = &output.plot {
+        write_file(path, rows.plot())?;
+    }
+    let results = Results {
+        machine: Machine::this(),
+        figures: rows.figures(),
+        left_out: rows.left_out.clone(),
+    };
+    print(output, &results, || {
+        let tables: String =
+            compared.iter().map(|(name, compared)| heat::table(name, compared)).collect();
+        let line = results.machine.line();
+        format!("{line}\nmedians of {runs} seeds\n{}\n{tables}", rows.text("heat"))
+    })
+}
+
+fn replay_trace(path: &Path, output: &OutputArgs) -> Outcome {
+    let compared = heat::recorded(path).map_err(failure)?;
+    if output.json || output.plot.is_some() {
+        return Err(Failure::usage("--trace prints a table: leave --json and --plot out"));
+    }
+    failure::print(heat::table(&path.display().to_string(), &compared))?;
+    Ok(SUCCESS)
 }
 
 fn bench_start(runs: usize, output: &OutputArgs) -> Outcome {

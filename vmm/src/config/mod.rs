@@ -2,6 +2,7 @@
 //! [`resolve`] what it means.
 
 pub mod file;
+mod heat;
 pub mod keyvalue;
 pub mod resolve;
 pub mod spec;

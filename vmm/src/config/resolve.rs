@@ -11,6 +11,7 @@ use neap_memory::guest::RangeSpec;
 use neap_memory::layout::{Layout, LayoutError, Occupant, WindowError, WindowRequest};
 use neap_memory::{Backing, Gpa, GpaRange};
 
+use super::heat::HeatRequest;
 use super::spec::{DeviceMemoryOption, MemoryOption, VmOptions};
 use super::tiers::{self, TiersConfig};
 use super::units::{Size, Switch};
@@ -180,6 +181,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
             policy: options.policy,
             granule: options.granule,
             copy_threads: options.copy_threads,
+            heat: HeatRequest { budget: options.heat_budget, period: options.heat_period },
             api_socket: options.api_socket.as_deref(),
         },
         &mut warnings,

@@ -72,10 +72,20 @@ pub struct VmOptions {
     pub device_memory: Vec<KeyValues<DeviceMemoryOption>>,
 
     /// What moves to device memory by itself [default: static]: nothing; what is touched first,
-    /// while there is room; or what the device touches
-    #[arg(long, value_name = "static|first-touch|on-fault")]
+    /// while there is room; what the device touches; or what is used most
+    #[arg(long, value_name = "static|first-touch|on-fault|heat")]
     #[serde(deserialize_with = "lenient_option")]
     pub policy: Option<PolicyName>,
+
+    /// Bytes a second that policy heat may move [default: 100M]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "lenient_option")]
+    pub heat_budget: Option<Size>,
+
+    /// Milliseconds from one look of policy heat at what is used to the next, 10 to 10000
+    /// [default: 100]
+    #[arg(long, value_name = "MS")]
+    pub heat_period: Option<u32>,
 
     /// How much memory moves at once [default: 2M]
     #[arg(long, value_name = "4K|64K|2M")]
@@ -256,6 +266,8 @@ impl VmOptions {
         self.efi |= file.efi;
         self.exit_stats = self.exit_stats.or(file.exit_stats);
         self.policy = self.policy.or(file.policy);
+        self.heat_budget = self.heat_budget.or(file.heat_budget);
+        self.heat_period = self.heat_period.or(file.heat_period);
         self.granule = self.granule.or(file.granule);
         self.copy_threads = self.copy_threads.or(file.copy_threads);
         self.api_socket = self.api_socket.or(file.api_socket);

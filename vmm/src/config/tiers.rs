@@ -8,8 +8,10 @@ use neap_memory::addr::display_size;
 pub use neap_memory::engine::EngineName;
 use neap_memory::granule::{GranuleSize, Kind};
 use neap_memory::policy::PolicyName;
+use neap_memory::tiers::HeatConfig;
 
 use super::ConfigError;
+use super::heat::{self, HeatRequest};
 use super::spec::{DeviceMemoryOption, MemoryOption};
 
 /// Most device regions of a guest whose memory moves: a pool's number is a
@@ -79,6 +81,8 @@ pub struct TiersConfig {
     pub engine_named: bool,
     /// Threads that copy, 1 to [`MAX_COPY_THREADS`].
     pub copy_threads: u8,
+    /// Numbers of policy `heat`.
+    pub heat: HeatConfig,
 }
 
 /// What the options say about moving memory.
@@ -89,6 +93,7 @@ pub(super) struct Request<'a> {
     pub(super) policy: Option<PolicyName>,
     pub(super) granule: Option<GranuleSize>,
     pub(super) copy_threads: Option<u8>,
+    pub(super) heat: HeatRequest,
     pub(super) api_socket: Option<&'a Path>,
 }
 
@@ -113,6 +118,8 @@ pub(super) fn resolve(
         );
         return Err(ConfigError::new("--memory", message));
     }
+    let ram = (request.memory.size, request.memory.backing);
+    let heat = heat::resolve(request.heat, policy, ram, warnings)?;
     for (index, region) in request.regions.iter().enumerate() {
         check_region(region, granule).map_err(|message| refuse_region(request, index, message))?;
     }
@@ -139,7 +146,7 @@ pub(super) fn resolve(
     }
     check_granule(request, granule)?;
     let engine_named = request.regions.iter().any(|region| region.engine.is_some());
-    Ok(Some(TiersConfig { granule, policy, engine, engine_named, copy_threads }))
+    Ok(Some(TiersConfig { granule, policy, engine, engine_named, copy_threads, heat }))
 }
 
 fn refuse_region(request: &Request<'_>, index: usize, message: String) -> ConfigError {
@@ -300,6 +307,7 @@ mod tests {
                 policy: Some(self.policy),
                 granule: Some(self.granule),
                 copy_threads: None,
+                heat: HeatRequest::default(),
                 api_socket: self.socket.then(|| Path::new("vm.sock")),
             };
             let tiers = resolve(&request, &mut warnings).map_err(|error| error.to_string())?;
@@ -337,6 +345,7 @@ mod tests {
             let memory: KeyValues<MemoryOption> = memory.parse().unwrap();
             let region: KeyValues<DeviceMemoryOption> = region.parse().unwrap();
             let request = Request {
+                heat: HeatRequest::default(),
                 memory: &memory.0,
                 regions: &[region.0],
                 policy: None,
@@ -468,6 +477,7 @@ mod tests {
                 policy: None,
                 granule: None,
                 copy_threads: Some(threads),
+                heat: HeatRequest::default(),
                 api_socket: None,
             };
             let message = resolve(&request, &mut Vec::new()).unwrap_err().to_string();

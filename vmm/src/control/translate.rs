@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
+use neap_memory::policy::PolicyName;
 use neap_memory::table::Place;
-use neap_memory::tiers::{Residence, Tiers};
+use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, Residence, Tiers};
 use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};
 
@@ -22,6 +23,10 @@ impl Memory for Tiers {
         progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
     ) -> Result<Report, RequestError> {
         Self::migrate(self, request, progress)
+    }
+
+    fn check(&self, request: &MigrateRequest) -> Result<(), RequestError> {
+        Self::check(self, request)
     }
 
     fn residency(&self, from: Gpa, most: usize) -> Vec<api::Run> {
@@ -63,6 +68,14 @@ impl Memory for Tiers {
             ("stale", counts.stale),
             ("retried", counts.retried),
         ];
+        let heat = counts.heat;
+        let heat = (status.policy == PolicyName::Heat).then_some(api::Heat {
+            watched: heat.watched,
+            touched: heat.touched,
+            promoted: heat.promoted,
+            demoted: heat.demoted,
+            bytes: heat.bytes,
+        });
         let (vma_budget, vmas) = status.vmas;
         api::Tiers {
             granule_bytes: status.granule.bytes(),
@@ -80,6 +93,9 @@ impl Memory for Tiers {
             },
             outcomes: outcomes(&counts.outcomes),
             faults: faults.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
+            heat,
+            fault_latency: fault_latency(&counts.latency),
+            memory_failures: counts.lost,
             vmas,
             vma_budget,
             stalls: status.stalls.map(|stalls| api::Stalls {
@@ -101,8 +117,24 @@ impl Memory for Tiers {
         }
     }
 
+    fn policy(&self) -> (PolicyName, Vec<PolicyName>) {
+        (Self::policy(self), self.policies())
+    }
+
+    fn set_policy(&self, name: PolicyName) -> Result<PolicyName, String> {
+        Self::set_policy(self, name).map_err(|error| error.to_string())
+    }
+
     fn stop(&self) {
         Self::stop(self);
+    }
+}
+
+fn fault_latency(latency: &LatencyCounts) -> api::FaultLatency {
+    api::FaultLatency {
+        bounds_us: LATENCY_BOUNDS_US.to_vec(),
+        counts: latency.buckets.to_vec(),
+        total_ns: u64::try_from(latency.total.as_nanos()).unwrap_or(u64::MAX),
     }
 }
 

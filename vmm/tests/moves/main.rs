@@ -14,6 +14,7 @@ mod child;
 mod devices;
 mod ends;
 mod first_touch;
+mod heat;
 mod hooks;
 mod hugetlb;
 mod injection;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         select::trials(),
         windows::trials(),
         first_touch::trials(),
+        heat::trials(),
         budget::trials(),
         devices::trials(),
         refusals::trials(),

@@ -12,7 +12,7 @@ use neap_memory::guest::RangeSpec;
 use neap_memory::migrate::{MigrateRequest, Report, RequestError, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::table::Place;
-use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
+use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 use neap_vmm::bare::{Guest, Writer};
 
@@ -37,6 +37,7 @@ pub(crate) struct Plan {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) copy_threads: usize,
     pub(crate) prefault: bool,
+    pub(crate) heat: HeatConfig,
     pub(crate) fatal: fn(&str) -> !,
 }
 
@@ -58,6 +59,7 @@ impl Plan {
             hooks: Arc::new(NoHooks),
             copy_threads: 1,
             prefault: true,
+            heat: HeatConfig::default(),
             fatal,
         }
     }
@@ -100,6 +102,7 @@ impl Plan {
             regions: regions.collect(),
             hooks: Arc::clone(&self.hooks),
             copy_threads: self.copy_threads,
+            heat: self.heat,
             ..TiersConfig::new(self.granule, self.fatal)
         }
     }

@@ -1,0 +1,232 @@
+//! The heat thread: in each tick it takes in what was seen of the granules that
+//! were watched, asks the policy, moves what it says by ordinary requests, and
+//! watches others.
+//!
+//! It holds its turn ([`Turn`]) for one batch at a time, so that a person's
+//! request waits for a batch at the most.
+
+mod source;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use self::source::{Source, choose};
+use super::core::{Core, lock};
+use super::death::Death;
+use super::movers::{Movers, Turn};
+use super::{HeatConfig, TiersError};
+use crate::granule::{Granule, Kind, PoolId};
+use crate::heat::{HeatPolicy, Moves, Where};
+use crate::migrate::{MigrateRequest, Select, Target};
+use crate::table::{Place, View};
+
+/// Bytes that are moved in one turn.
+const BATCH: u64 = 16 << 20;
+
+/// The thread with what ends it.
+pub(crate) struct HeatThread {
+    orders: Arc<Orders>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Orders {
+    order: Mutex<Order>,
+    changed: Condvar,
+}
+
+/// What the thread is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Order {
+    #[default]
+    Run,
+    /// Nothing, until told otherwise.
+    Hold,
+    End,
+}
+
+impl Orders {
+    fn give(&self, order: Order) {
+        *lock(&self.order) = order;
+        self.changed.notify_all();
+    }
+
+    /// Waits for `time`, or for the end.
+    fn wait(&self, time: Duration) -> Order {
+        let order = lock(&self.order);
+        let waited = self.changed.wait_timeout_while(order, time, |order| *order != Order::End);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl HeatThread {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Numbers that let nothing happen, no source of heat on this host, or no
+    /// thread.
+    pub(crate) fn start(movers: &Arc<Movers>, config: HeatConfig) -> Result<Self, TiersError> {
+        let core = &movers.core;
+        if !HeatConfig::PERIODS.contains(&config.period) {
+            let (from, to) = (HeatConfig::PERIODS.start(), HeatConfig::PERIODS.end());
+            let period = config.period;
+            return Err(TiersError::Heat(format!(
+                "a period of {period:?} is not {from:?} to {to:?}"
+            )));
+        }
+        let settings = config.settings(core.space.size());
+        let policy = HeatPolicy::new(core.space.granules(), settings)
+            .map_err(|error| TiersError::Heat(error.to_string()))?;
+        let source = choose(core, config.period).map_err(TiersError::Heat)?;
+        let orders = Arc::<Orders>::default();
+        let service = Service { movers: Arc::clone(movers), policy, source, config };
+        let follows = Arc::clone(&orders);
+        let work = move || {
+            let _death = Death::of("the heat thread", service.movers.core.fatal);
+            service.serve(&follows);
+        };
+        let thread = thread::Builder::new()
+            .name("heat".into())
+            .spawn(work)
+            .map_err(|source| TiersError::Refused { what: "threads", source })?;
+        Ok(Self { orders, thread: Some(thread) })
+    }
+
+    /// Has the thread watch and move nothing from the next tick on, or go on.
+    pub(crate) fn hold(&self, hold: bool) {
+        self.orders.give(if hold { Order::Hold } else { Order::Run });
+    }
+}
+
+impl Drop for HeatThread {
+    /// Ends the thread, after the batch that it is at.
+    fn drop(&mut self) {
+        self.orders.give(Order::End);
+        if let Some(thread) = self.thread.take() {
+            // A panic has ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Service {
+    movers: Arc<Movers>,
+    policy: HeatPolicy,
+    source: Box<dyn Source>,
+    config: HeatConfig,
+}
+
+impl Service {
+    fn serve(mut self, orders: &Orders) {
+        loop {
+            match orders.wait(self.config.period) {
+                _ if self.movers.core.is_over() => break,
+                Order::End => break,
+                Order::Run => self.tick(),
+                Order::Hold => self.source.harvest(&self.movers.turn(), &mut Vec::new()),
+            }
+        }
+        // Nobody may be there to bring it back later.
+        self.source.harvest(&self.movers.turn(), &mut Vec::new());
+    }
+
+    fn tick(&mut self) {
+        let mut seen = Vec::new();
+        self.source.harvest(&self.movers.turn(), &mut seen);
+        let core = Arc::clone(&self.movers.core);
+        let touched = seen.iter().filter(|seen| seen.touch.is_some()).count();
+        core.counters.heat.touched.fetch_add(touched as u64, Relaxed);
+        self.policy.observe(&seen);
+        let moves = self.plan();
+        if self.config.moves {
+            self.carry_out(&moves);
+        }
+        let turn = self.movers.turn();
+        let source = &mut self.source;
+        let chosen = self.policy.watch(&mut |granule| {
+            turn.may(granule) && !core.is_window(granule) && source.may(granule)
+        });
+        let watched = source.watch(&chosen);
+        core.counters.heat.watched.fetch_add(watched, Relaxed);
+    }
+
+    fn plan(&mut self) -> Moves {
+        let core = &self.movers.core;
+        let room = public(core).map(|(_, free)| free).sum();
+        self.policy.plan(&|granule| place(core, granule), room)
+    }
+
+    fn carry_out(&mut self, Moves { demote, promote }: &Moves) {
+        let core = Arc::clone(&self.movers.core);
+        let (mut asked, mut moved) = (0, 0);
+        let batch = (BATCH / core.space.size().bytes()).max(1) as usize;
+        for granules in demote.chunks(batch) {
+            asked += granules.len() as u64;
+            let demoted = self.batch(granules, Target::Home);
+            core.counters.heat.demoted.fetch_add(demoted, Relaxed);
+            moved += demoted;
+        }
+        let mut promote = promote.as_slice();
+        asked += promote.len() as u64;
+        while let Some((pool, free)) = public(&core).find(|(_, free)| *free > 0)
+            && !promote.is_empty()
+        {
+            let count = batch.min(free as usize).min(promote.len());
+            let (now, later) = promote.split_at(count);
+            let promoted = self.batch(now, Target::Pool(pool));
+            core.counters.heat.promoted.fetch_add(promoted, Relaxed);
+            moved += promoted;
+            promote = later;
+        }
+        core.counters.heat.bytes.fetch_add(moved * core.space.size().bytes(), Relaxed);
+        self.policy.failed(asked.saturating_sub(moved));
+    }
+
+    /// Moves granules in one turn; says how many went.
+    fn batch(&self, granules: &[Granule], to: Target) -> u64 {
+        let turn = self.movers.turn();
+        let free = granules.iter().filter(|granule| turn.may(**granule));
+        let ranges = free.filter_map(|granule| self.movers.core.space.gpa(*granule, 1)).collect();
+        let request = MigrateRequest {
+            ranges,
+            to,
+            select: Select {
+                system: to != Target::Home,
+                device_private: false,
+                device_public: to == Target::Home,
+            },
+            from_pool: None,
+            limit: None,
+        };
+        // No ranges would be all of memory.
+        if request.ranges.is_empty() {
+            return 0;
+        }
+        // An error: the machine is over.
+        turn.migrate(&request).map_or(0, |report| report.moved.granules)
+    }
+}
+
+/// Public pools with the frames that they have free.
+fn public(core: &Core) -> impl Iterator<Item = (PoolId, u32)> + '_ {
+    core.pools
+        .iter()
+        .map(lock)
+        .filter(|pool| pool.kind() == Kind::Public)
+        .map(|pool| (pool.id(), pool.free()))
+}
+
+fn place(core: &Core, granule: Granule) -> Where {
+    match core.table.get(granule) {
+        View { moving: true, .. } | View { pins: 1.., .. } => Where::Fixed,
+        // A window is the guest's to fill.
+        _ if core.is_window(granule) => Where::Fixed,
+        View { place: Place::Home, .. } => Where::Slow,
+        View { place: Place::Device { pool, .. }, .. } if core.kind(pool) == Kind::Public => {
+            Where::Fast
+        }
+        View { .. } => Where::Fixed,
+    }
+}

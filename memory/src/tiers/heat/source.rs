@@ -1,0 +1,143 @@
+//! Where heat comes from.
+//!
+//! What sees *reads* is what counts: a policy that sees writes only would
+//! demote what is read all the time.
+//!
+//! * [`Touches`], with the `move` engine: a watched granule is taken from the
+//!   guest with `UFFDIO_MOVE` into the slot that its page has anyway, without a
+//!   copy; the first touch, read or write, faults, and the fault thread moves
+//!   it back. It sees reads, and when in the tick the touch came.
+//! * With `remap` there is none: write-protection sees writes only, and to have
+//!   a file's pages fault on a read takes `UFFDIO_CONTINUE` and a mapping of
+//!   its own for each watched granule. The policy is refused there.
+//! * `PAGEMAP_SCAN` with `UFFD_FEATURE_WP_ASYNC` is left out: that mode is one of
+//!   the whole userfaultfd, where the `remap` engine needs write-protection that
+//!   blocks; and it sees writes only.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Turn;
+use crate::engine::EngineName;
+use crate::granule::Granule;
+use crate::heat::{Seen, Touch};
+use crate::table::Place;
+use crate::tiers::core::{Core, Touched, lock};
+
+/// Something that sees whether granules are touched.
+pub(super) trait Source: Send {
+    /// Whether a granule can be watched now.
+    fn may(&mut self, granule: Granule) -> bool;
+
+    /// Watches `granules` from now on. Says how many.
+    fn watch(&mut self, granules: &[Granule]) -> u64;
+
+    /// Ends the watch, and adds what was seen.
+    fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>);
+}
+
+/// The best source that there is for these tiers.
+///
+/// # Errors
+/// None, and what would do.
+pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Source>, String> {
+    if core.engine.sets_aside() {
+        return Ok(Box::new(Touches::new(Arc::clone(core), period)));
+    }
+    Err(format!(
+        "reads of files in memory (engine {}) are not seen: use anonymous memory \
+         (backing=anon), or another policy",
+        EngineName::Remap
+    ))
+}
+
+/// Granules that were never moved and that are taken under control in a tick,
+/// which makes all of their memory present.
+const ADOPTED: u32 = 16;
+
+/// Touches of granules that are set aside.
+struct Touches {
+    core: Arc<Core>,
+    period: Duration,
+    watched: Vec<Watched>,
+    /// How many may still be adopted in this tick.
+    adopt: u32,
+}
+
+struct Watched {
+    granule: Granule,
+    place: Place,
+    since: Instant,
+}
+
+impl Touches {
+    fn new(core: Arc<Core>, period: Duration) -> Self {
+        Self { core, period, watched: Vec::new(), adopt: ADOPTED }
+    }
+
+    /// Touches a tick, if the first one came so late.
+    fn count(&self, after: Duration) -> u32 {
+        let nanos = after.as_nanos().max(1);
+        u32::try_from(self.period.as_nanos() / nanos).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+impl Source for Touches {
+    fn may(&mut self, granule: Granule) -> bool {
+        let view = self.core.table.get(granule);
+        if view.moving || view.pins > 0 {
+            return false;
+        }
+        if view.place != Place::Untouched {
+            return view.mapped;
+        }
+        if self.adopt == 0 {
+            return false;
+        }
+        self.adopt -= 1;
+        self.core.is_managed(granule)
+    }
+
+    fn watch(&mut self, granules: &[Granule]) -> u64 {
+        self.adopt = ADOPTED;
+        let mut watched = 0;
+        for granule in granules {
+            let place = self.core.table.get(*granule).place;
+            let since = Instant::now();
+            if self.core.set_aside(*granule) {
+                self.watched.push(Watched { granule: *granule, place, since });
+                watched += 1;
+            }
+        }
+        watched
+    }
+
+    fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>) {
+        let mut later = Vec::new();
+        let watched = std::mem::take(&mut self.watched);
+        let untouched = |watched: &Watched| {
+            let view = self.core.table.get(watched.granule);
+            let aside = self.core.is_aside(watched.granule, &view) && view.place == watched.place;
+            aside.then_some(view)
+        };
+        for watched in &watched {
+            let Some(view) = untouched(watched) else { continue };
+            // False: the fault thread has it in hand.
+            if turn.may(watched.granule) && self.core.bring_back(watched.granule, view) {
+                seen.push(Seen { granule: watched.granule, touch: None });
+            } else {
+                later.push(watched.granule);
+            }
+        }
+        for Touched { granule, at, write } in std::mem::take(&mut *lock(&self.core.touched)) {
+            if let Some(watched) = watched.iter().find(|watched| watched.granule == granule) {
+                let count = self.count(at.saturating_duration_since(watched.since));
+                seen.push(Seen { granule, touch: Some(Touch { count, write }) });
+            }
+        }
+        // A request is at work on these. If nobody touches them until it is
+        // over, they are brought back then.
+        self.watched = watched;
+        self.watched.retain(|watched| later.contains(&watched.granule));
+    }
+}

@@ -1,0 +1,199 @@
+//! Policy `heat` over memory that threads of this process use: to the tiers
+//! they are no different from vCPUs.
+#![cfg(not(feature = "loom"))]
+#![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use neap_memory::addr::MIB;
+use neap_memory::granule::{GranuleSize, Kind, PoolId};
+use neap_memory::guest::{GuestMemory, RangeSpec};
+use neap_memory::migrate::{MigrateRequest, Select, Target};
+use neap_memory::policy::PolicyName;
+use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
+use neap_memory::{Backing, Gpa, GpaRange};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn fatal(message: &str) -> ! {
+    eprintln!("fatal: {message}");
+    std::process::abort()
+}
+
+fn range(base: u64, size: u64) -> GpaRange {
+    GpaRange::new(Gpa(base), size).unwrap()
+}
+
+fn memory(backing: Backing, ram: u64) -> Arc<GuestMemory> {
+    let range = range(0, ram);
+    Arc::new(GuestMemory::new(&[RangeSpec { range, backing, prefault: true }]).unwrap())
+}
+
+fn config(backing: Backing, granule: GranuleSize, pool: u64, kind: Kind) -> TiersConfig {
+    TiersConfig {
+        policy: PolicyName::Heat,
+        ram: backing,
+        regions: vec![RegionConfig { window: None, pool, kind, backing }],
+        heat: HeatConfig {
+            budget: 1 << 30,
+            period: Duration::from_millis(10),
+            ..HeatConfig::default()
+        },
+        ..TiersConfig::new(granule, fatal)
+    }
+}
+
+/// One word of each page of guest memory, from `pages`.
+fn word(memory: &GuestMemory, page: u64) -> *mut u64 {
+    std::ptr::with_exposed_provenance_mut((memory.slots()[0].hva + page * 4096) as usize)
+}
+
+/// Reads every page of `pages` again and again and checks it.
+fn read(memory: &GuestMemory, pages: Range<u64>, stop: &AtomicBool) -> u64 {
+    let mut wrong = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for page in pages.clone() {
+            // SAFETY: guest memory of the test, which outlives the thread.
+            wrong += u64::from(unsafe { word(memory, page).read_volatile() } != page + 1);
+        }
+    }
+    wrong
+}
+
+fn fill(memory: &GuestMemory, pages: u64) {
+    for page in 0..pages {
+        // SAFETY: guest memory of the test, before anybody else uses it.
+        unsafe { word(memory, page).write_volatile(page + 1) };
+    }
+}
+
+fn in_device(tiers: &Tiers, range: &GpaRange) -> bool {
+    let residency = tiers.residency();
+    let mut inside = residency.iter().filter(|run| run.range.overlaps(range));
+    inside.all(|run| run.place.is_device())
+}
+
+/// A set that is only read comes to the device and stays, whatever else is.
+fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
+    let memory = memory(Backing::Anon, ram);
+    let pages = ram / 4096;
+    fill(&memory, pages);
+    let tiers = Tiers::new(&memory, config(Backing::Anon, granule, ram / 4, Kind::Public)).unwrap();
+    let hot = range(ram / 2, ram / 8);
+    let hot_pages = hot.base().0 / 4096..hot.end().0 / 4096;
+    let stop = AtomicBool::new(false);
+    let wrong = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&memory, hot_pages, &stop));
+        let since = Instant::now();
+        while !in_device(&tiers, &hot) {
+            assert!(since.elapsed() < LIMIT, "{:?}", tiers.status());
+            if requests {
+                // People move what they like meanwhile.
+                let request = MigrateRequest {
+                    ranges: vec![range(0, ram / 4)],
+                    to: Target::Pool(PoolId(0)),
+                    select: Select::ALL,
+                    from_pool: None,
+                    limit: Some(1),
+                };
+                tiers.migrate(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stop.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    let counts = tiers.status().counts;
+    eprintln!("{granule}: {counts:?}");
+    assert_eq!(wrong, 0);
+    assert!(counts.heat.touched > 0 && counts.heat.touched <= counts.heat.watched);
+    let set = ram / 8 / granule.bytes();
+    assert!((set..=2 * set).contains(&counts.heat.promoted), "{counts:?}");
+    if !requests {
+        assert_eq!(counts.bytes, counts.heat.bytes);
+    }
+    tiers.stop();
+    assert_eq!(tiers.verify().unwrap().mismatches, []);
+    let all = range(0, ram);
+    assert!(tiers.pin(all, LIMIT).is_ok());
+    assert_eq!(read(&memory, 0..pages, &AtomicBool::new(true)), 0);
+    drop(tiers);
+    for page in 0..pages {
+        // SAFETY: guest memory of the test; nothing is away any more.
+        assert_eq!(unsafe { word(&memory, page).read_volatile() }, page + 1);
+    }
+}
+
+#[test]
+fn what_is_only_read_comes_to_the_device_at_2m() {
+    read_only_set(GranuleSize::M2, 128 * MIB, false);
+}
+
+#[test]
+fn what_is_only_read_comes_to_the_device_at_64k() {
+    read_only_set(GranuleSize::K64, 8 * MIB, false);
+}
+
+#[test]
+fn requests_of_people_go_through_meanwhile() {
+    read_only_set(GranuleSize::M2, 128 * MIB, true);
+}
+
+#[test]
+fn granules_that_are_watched_can_be_pinned_and_moved() {
+    let ram = 32 * MIB;
+    let memory = memory(Backing::Anon, ram);
+    fill(&memory, ram / 4096);
+    let mut config = config(Backing::Anon, GranuleSize::M2, ram, Kind::Public);
+    config.heat.moves = false;
+    let tiers = Tiers::new(&memory, config).unwrap();
+    let all = range(0, ram);
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut rounds = 0;
+    while Instant::now() < deadline || tiers.status().counts.heat.watched < 100 {
+        // Whoever pins memory and then touches it must not wait for itself.
+        let pin = tiers.pin(all, LIMIT).unwrap();
+        assert_eq!(read(&memory, 0..ram / 4096, &AtomicBool::new(true)), 0);
+        for page in 0..ram / 4096 {
+            // SAFETY: guest memory of the test.
+            assert_eq!(unsafe { word(&memory, page).read_volatile() }, page + 1);
+        }
+        drop(pin);
+        for to in [Target::Pool(PoolId(0)), Target::Home] {
+            let request = MigrateRequest {
+                ranges: vec![all],
+                to,
+                select: Select::ALL,
+                from_pool: None,
+                limit: None,
+            };
+            let report = tiers.migrate(&request, &mut |_| ControlFlow::Continue(())).unwrap();
+            assert!(report.moved.granules > 0, "{report:?}");
+        }
+        rounds += 1;
+        assert_eq!(tiers.verify().unwrap().mismatches, []);
+        assert!(rounds < 100_000);
+    }
+    eprintln!("{rounds} rounds, {:?}", tiers.status().counts);
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let ram = 4 * MIB;
+    let refused = |config: TiersConfig| match Tiers::new(&memory(config.ram, ram), config) {
+        Err(TiersError::Heat(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    let good = || config(Backing::Anon, GranuleSize::M2, ram, Kind::Public);
+    let mut none = good();
+    none.heat.budget = 0;
+    assert!(refused(none).contains("budget of 0 bytes"));
+    let mut soon = good();
+    soon.heat.period = Duration::from_millis(1);
+    assert!(refused(soon).contains("10ms to 10s"));
+    let files = config(Backing::Memfd, GranuleSize::M2, ram, Kind::Public);
+    assert!(refused(files).contains("backing=anon"));
+}

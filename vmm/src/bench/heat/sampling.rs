@@ -1,0 +1,169 @@
+//! `heat.sampling_cost`: what it costs a guest that its memory is watched.
+//!
+//! One guest goes through its memory all the time, a word a page, so that it
+//! touches every granule that is watched; that is the most that sampling can
+//! cost. Its rate of touches is taken in phases, with and without sampling in
+//! turn. Nothing moves.
+//!
+//! Time in which the vCPU's thread, or the fault thread that it waits for, could
+//! run and did not get a processor is left out (`schedstat` in proc(5)): it is
+//! other programs'. All else counts that it waits for.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use neap_memory::addr::GIB;
+use neap_memory::granule::{GranuleSize, Kind};
+use neap_memory::guest::RangeSpec;
+use neap_memory::policy::PolicyName;
+use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig};
+use neap_memory::{Backing, GuestMemory};
+
+use crate::bare::{Guest, Writer};
+use crate::bench::moving::host::{Interrupts, Places, check_memory};
+use crate::bench::moving::{PASS, STOP, samples, window};
+use crate::bench::rows::Row;
+use crate::bench::{BenchError, Figure};
+use crate::doctor::Host;
+use crate::failure::{VM_FAILED, tell};
+
+/// Name of the figure.
+pub(super) const NAME: &str = "heat.sampling_cost";
+
+/// Memory of the guest: so much that as many used granules are due in each tick
+/// as may be watched.
+const SIZE: u64 = 3 * GIB;
+/// How long the guest is looked at each time.
+const PHASE: Duration = Duration::from_millis(300);
+
+/// The figure, in `turns` turns.
+///
+/// # Errors
+/// [`BenchError::Unable`] if this machine cannot.
+pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>, BenchError> {
+    check_memory(&Host::this_machine(), SIZE + SIZE / 8)?;
+    let places = Places::take()?;
+    let range = window(SIZE)?;
+    let spec = RangeSpec { range, backing: Backing::Anon, prefault: true };
+    let memory = Arc::new(GuestMemory::new(&[spec])?);
+    let pool =
+        RegionConfig { window: None, pool: SIZE / 8, kind: Kind::Public, backing: Backing::Anon };
+    let heat = HeatConfig { moves: false, ..HeatConfig::default() };
+    let config = TiersConfig {
+        policy: PolicyName::Heat,
+        regions: vec![pool],
+        heat,
+        ..TiersConfig::new(GranuleSize::M2, fatal)
+    };
+    let tiers = Tiers::new(&memory, config)?;
+    // Dropped before the tiers.
+    let mut guest = Guest::new(Arc::clone(&memory), 1)?;
+    places.pin(&guest)?;
+    guest.load_writer(0, &Writer::over(range))?;
+    guest.start()?;
+    guest.wait_passes(1, PASS)?;
+    wait_watched(&tiers, &heat)?;
+
+    let threads = [Thread::named("bare0")?, Thread::named("fault")?];
+    let mut faults = Vec::new();
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    // One turn more than asked for: the first warms up.
+    for turn in 0..=turns {
+        interrupts.check()?;
+        // Which comes first changes, so that a drift of the machine does not
+        // count.
+        for hold in [turn % 2 == 0, turn % 2 != 0] {
+            tiers.hold_heat(hold);
+            // The tick that it is at ends, and the next one takes the order.
+            thread::sleep(3 * heat.period);
+            let before = tiers.status().counts.heat.touched;
+            let rate = rate(&guest, &threads)?;
+            let touched = tiers.status().counts.heat.touched - before;
+            if hold != (touched == 0) {
+                return Err(BenchError::Unexpected(format!("{touched} touches were sampled")));
+            }
+            if turn > 0 {
+                if hold {
+                    without.push(rate);
+                } else {
+                    with.push(rate);
+                    faults.push(touched as f64 / PHASE.div_duration_f64(heat.period));
+                }
+            }
+        }
+    }
+    guest.stop(STOP)?;
+    let errors = guest.counters(0).errors;
+    if errors > 0 {
+        return Err(BenchError::Unexpected(format!("the guest found {errors} wrong words")));
+    }
+    drop(guest);
+    drop(tiers);
+    let (with, without) = (samples(with)?, samples(without)?);
+    let cost = with.pair(&without, |with, without| 1.0 - with / without);
+    let cost = cost.ok_or(BenchError::NoRuns(turns))?;
+    Ok(vec![Row {
+        quantity: format!("guest's touches at {:.0} faults a tick", samples(faults)?.median()),
+        unit: "M/s",
+        figure: Figure::median(NAME, "ratio", &cost).at_most(0.01),
+        ours: with,
+        theirs: Some(("without", without)),
+    }])
+}
+
+/// Waits until all of memory is under control, so that what is measured is
+/// the watching alone.
+fn wait_watched(tiers: &Tiers, heat: &HeatConfig) -> Result<(), BenchError> {
+    let deadline = Instant::now() + PASS;
+    while tiers.residency().iter().any(|run| run.untouched) {
+        if Instant::now() > deadline {
+            let message = "memory was not taken under control in time";
+            return Err(BenchError::Unexpected(message.into()));
+        }
+        thread::sleep(heat.period);
+    }
+    Ok(())
+}
+
+/// Millions of touches a second.
+fn rate(guest: &Guest, threads: &[Thread]) -> Result<f64, BenchError> {
+    let delays = || threads.iter().map(Thread::delayed).sum::<Result<Duration, _>>();
+    let (before, delayed, since) = (guest.counters(0).touches, delays()?, Instant::now());
+    thread::sleep(PHASE);
+    let (after, later, elapsed) = (guest.counters(0).touches, delays()?, since.elapsed());
+    let own = elapsed.saturating_sub(later.saturating_sub(delayed));
+    Ok((after - before) as f64 / own.as_secs_f64() / 1e6)
+}
+
+/// A thread of this process.
+struct Thread(PathBuf);
+
+impl Thread {
+    fn named(name: &str) -> Result<Self, BenchError> {
+        let failed = |source| BenchError::System { what: "/proc/self/task", source };
+        for task in fs::read_dir("/proc/self/task").map_err(failed)? {
+            let path = task.map_err(failed)?.path();
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
+                return Ok(Self(path.join("schedstat")));
+            }
+        }
+        Err(BenchError::Unexpected(format!("there is no thread {name}")))
+    }
+
+    /// Time that it waited for a processor.
+    fn delayed(&self) -> Result<Duration, BenchError> {
+        let text = fs::read_to_string(&self.0)
+            .map_err(|source| BenchError::System { what: "schedstat", source })?;
+        let nanos = text.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+        let unable = || BenchError::Unable("this kernel has no schedstat".into());
+        nanos.map(Duration::from_nanos).ok_or_else(unable)
+    }
+}
+
+fn fatal(message: &str) -> ! {
+    tell(message);
+    std::process::exit(VM_FAILED.into())
+}

@@ -1,0 +1,91 @@
+//! From `--heat-budget` and `--heat-period` to a [`HeatConfig`]. Pure.
+
+use std::time::Duration;
+
+use neap_memory::Backing;
+use neap_memory::policy::PolicyName;
+use neap_memory::tiers::HeatConfig;
+
+use super::ConfigError;
+use super::units::Size;
+
+/// What the options say of policy `heat`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HeatRequest {
+    /// Bytes a second.
+    pub(super) budget: Option<Size>,
+    /// Milliseconds.
+    pub(super) period: Option<u32>,
+}
+
+/// Numbers of policy `heat`; those of another policy do not matter.
+pub(super) fn resolve(
+    request: HeatRequest,
+    policy: PolicyName,
+    ram: (Size, Backing),
+    warnings: &mut Vec<String>,
+) -> Result<HeatConfig, ConfigError> {
+    let HeatRequest { budget, period } = request;
+    if budget == Some(Size(0)) {
+        let message = "0 lets nothing move: give bytes a second, such as 100M, or another --policy";
+        return Err(ConfigError::new("--heat-budget", message));
+    }
+    let default = HeatConfig::default();
+    let period = period.map_or(default.period, |ms| Duration::from_millis(ms.into()));
+    if !HeatConfig::PERIODS.contains(&period) {
+        let (from, to) = (HeatConfig::PERIODS.start(), HeatConfig::PERIODS.end());
+        let (from, to) = (from.as_millis(), to.as_millis());
+        let message = format!("{} ms is not {from} to {to}", period.as_millis());
+        return Err(ConfigError::new("--heat-period", message));
+    }
+    if policy != PolicyName::Heat {
+        let given =
+            [("--heat-budget", budget.is_some()), ("--heat-period", request.period.is_some())];
+        for (option, _) in given.into_iter().filter(|(_, given)| *given) {
+            warnings.push(format!("{option} changes nothing without --policy heat"));
+        }
+    } else if ram.1 != Backing::Anon {
+        let message = format!(
+            "heat does not see reads of backing={}: give --memory {},backing=anon, or another \
+             policy",
+            ram.1, ram.0
+        );
+        return Err(ConfigError::new("--policy", message));
+    }
+    let budget = budget.map_or(default.budget, |budget| budget.0);
+    Ok(HeatConfig { budget, period, ..default })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAM: (Size, Backing) = (Size(1 << 30), Backing::Anon);
+
+    fn refused(request: HeatRequest, ram: (Size, Backing)) -> String {
+        resolve(request, PolicyName::Heat, ram, &mut Vec::new()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_budget_of_nothing_and_periods_that_cannot_be_are_refused() {
+        let nothing = HeatRequest { budget: Some(Size(0)), period: None };
+        assert!(refused(nothing, RAM).starts_with("--heat-budget: 0 lets nothing move"));
+        for ms in [0, 9, 10_001] {
+            let message = refused(HeatRequest { budget: None, period: Some(ms) }, RAM);
+            assert_eq!(message, format!("--heat-period: {ms} ms is not 10 to 10000"));
+        }
+        let message = refused(HeatRequest::default(), (RAM.0, Backing::Memfd));
+        assert!(message.contains("--memory 1G,backing=anon"), "{message}");
+    }
+
+    #[test]
+    fn numbers_of_another_policy_are_a_warning() {
+        let mut warnings = Vec::new();
+        let given = HeatRequest { budget: Some(Size(5)), period: Some(50) };
+        let config = resolve(given, PolicyName::Heat, RAM, &mut warnings).unwrap();
+        assert_eq!((config.budget, config.period), (5, Duration::from_millis(50)));
+        assert_eq!(warnings, [""; 0]);
+        resolve(given, PolicyName::Static, RAM, &mut warnings).unwrap();
+        assert_eq!(warnings.len(), 2);
+    }
+}
