@@ -112,6 +112,29 @@ pub struct Tiers {
     pub vmas: u64,
     /// Mappings that it may have.
     pub vma_budget: u64,
+    /// How long vCPUs were parked for moves, where they ever are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalls: Option<Stalls>,
+}
+
+/// vCPUs parked for moves out of memory that nobody can watch.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct Stalls {
+    /// How often.
+    pub batches: u64,
+    /// Granules that moved meanwhile.
+    pub granules: u64,
+    /// Microseconds, all together.
+    pub total_us: u64,
+    /// Of that, copying.
+    pub copying_us: u64,
+    /// The longest.
+    pub longest_us: u64,
+    /// The most that one took beside the copying, for each vCPU.
+    pub longest_beside_copy_us: u64,
+    /// How often a vCPU did not park in time, and nothing moved.
+    pub given_up: u64,
 }
 
 /// What policy `heat` did.

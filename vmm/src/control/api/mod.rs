@@ -40,8 +40,8 @@ use serde_json::Value;
 
 pub use answer::{
     Amount, FaultLatency, Heat, Lifecycle, Metrics, Migrated, Mismatch, Moves, PageFailed, Pinned,
-    Place, Plugged, Policy, Progress, Region, Residency, Run, Skipped, State, Status, Tiers,
-    Unpinned, Unplugged, Verified,
+    Place, Plugged, Policy, Progress, Region, Residency, Run, Skipped, Stalls, State, Status,
+    Tiers, Unpinned, Unplugged, Verified,
 };
 pub use event::{Event, Lost, PolicyChanged, RegionChanged};
 pub use job::{Job, JobKind, JobState, Jobs};
