@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::fmt::{self, Write};
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
@@ -116,8 +117,8 @@ fn pages(address: usize, shift: usize) -> Lost {
     Lost(HvaRange::new(Hva(address & !(size - 1)), size))
 }
 
-/// Calls `run`, which enters the guest and touches its memory in no other way;
-/// the second result is what the guest met.
+/// Calls `run`, which enters the guest, or makes its memory fail, and touches
+/// its memory in no other way; the second result is what the guest met.
 pub fn in_guest<T>(run: impl FnOnce() -> T) -> (T, Option<Lost>) {
     let (result, met) = while_doing(Doing::Guest, run);
     (result, met.lost[0])
@@ -182,11 +183,29 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
             let inside = [from, to].into_iter().find(|range| contains(range, address));
             match inside.and_then(|range| replace(lost, range)) {
                 Some(lost) => meet(lost),
-                None => end("SIGBUS while memory was copied"),
+                None => end_at("while memory was copied", code, address),
             }
         }
-        _ => end("SIGBUS: memory that Neap needs has failed, or a file was cut off"),
+        _ => end_at("memory that Neap needs has failed, or a file was cut off", code, address),
     }
+}
+
+/// Ends the process with a message that has the signal's facts; on the stack,
+/// because a handler must not allocate.
+fn end_at(why: &str, code: i32, address: usize) -> ! {
+    struct Text([u8; 160], usize);
+    impl Write for Text {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            let room = self.0.get_mut(self.1..self.1 + part.len()).ok_or(fmt::Error)?;
+            room.copy_from_slice(part.as_bytes());
+            self.1 += part.len();
+            Ok(())
+        }
+    }
+    let mut text = Text([0; 160], 0);
+    // What does not fit is left out.
+    let _ = write!(text, "SIGBUS (code {code} at {address:#x}): {why}");
+    end(str::from_utf8(&text.0[..text.1]).unwrap_or(why))
 }
 
 fn contains(range: &HvaRange, address: usize) -> bool {

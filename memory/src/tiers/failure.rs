@@ -13,7 +13,7 @@ use super::{PinRangeError, Tiers};
 use crate::engine::memory;
 use crate::granule::Granule;
 use crate::hva::Hva;
-use crate::poison::Lost;
+use crate::poison::{self, Lost};
 use crate::{Gpa, GpaRange};
 
 /// Why no failure was made.
@@ -82,6 +82,12 @@ impl Tiers {
         let start = granules.first().and_then(|(granule, _)| self.core.space.hva(*granule));
         let Hva(start) = start.ok_or(outside)?;
         let page = Hva(start + ((gpa.0 - base.0) as usize & !0xfff));
-        memory::fail_page(page).map_err(FailPageError::Refused)
+        // The kernel tells the thread that asks as if it had touched the page
+        // (`madvise_inject_error`, mm/madvise.c).
+        let (failed, lost) = poison::in_guest(|| memory::fail_page(page));
+        if let Some(lost) = lost {
+            self.memory_failed(lost);
+        }
+        failed.map_err(FailPageError::Refused)
     }
 }

@@ -51,8 +51,9 @@ fn lose_a_page() {
         .boot();
     booted.running().wait_for("lose-a-page: in use", PATIENCE);
     let mut client = connect(&socket);
-    let _: PageFailed = client.ask(&Request::FailPage { address: Hex(VICTIM) }).unwrap();
+    let failed = client.ask::<PageFailed>(&Request::FailPage { address: Hex(VICTIM) });
     let ended = booted.wait().expect_status(0);
+    failed.unwrap();
     // BUS_MCEERR_AR, of the page that was lost.
     assert_eq!(
         ended.expect_line("lose-a-page: SIGBUS"),
