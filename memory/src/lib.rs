@@ -14,6 +14,8 @@ pub mod heat;
 pub mod hva;
 pub mod layout;
 pub mod migrate;
+#[cfg(not(feature = "loom"))]
+pub mod poison;
 pub mod policy;
 pub mod pool;
 pub mod region;

@@ -43,7 +43,11 @@ impl Churn {
     }
 }
 
-fn connect(path: &Path) -> Client {
+/// Connects to a machine that may not listen yet.
+///
+/// # Panics
+/// It does not listen.
+pub fn connect(path: &Path) -> Client {
     let since = Instant::now();
     loop {
         match Client::connect(path) {
@@ -68,6 +72,7 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
                     select: None,
                     from_pool: None,
                     limit: None,
+                    detach: false,
                 });
                 // An error is the end of the machine, which is what the guest
                 // says or does not say.

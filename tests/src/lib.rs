@@ -8,10 +8,11 @@
 pub mod churn;
 pub mod command;
 pub mod guest;
+pub mod machine;
 pub mod refusal;
 pub mod terminal;
 
-pub use churn::{Churn, Moves};
+pub use churn::{Churn, Moves, connect};
 pub use command::{Ended, Neap};
 pub use guest::Guest;
 

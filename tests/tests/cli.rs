@@ -5,7 +5,8 @@ use std::fs::File;
 
 use neap_tests::Neap;
 
-const COMMANDS: [&str; 6] = ["run", "hmm-tests", "lab", "doctor", "bench", "setup"];
+const COMMANDS: [&str; 10] =
+    ["run", "ctl", "hmm-tests", "lab", "doctor", "bench", "setup", "openapi", "completions", "man"];
 
 #[test]
 fn help_names_every_command() {

@@ -4,82 +4,19 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use neap_tests::command::Running;
+use neap_tests::Neap;
+use neap_tests::machine::{Machine, TIERS, ctl, wait_for};
 use neap_tests::refusal::{Folder, names, refused};
-use neap_tests::{Ended, Neap};
 use neap_vmm::payload;
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// For a machine to be there.
+/// For a machine to do something.
 const LIMIT: Duration = Duration::from_secs(20);
-/// RAM, all of it there, and a pool of half its size; the guest counts and never exits.
-const TIERS: &str = "--memory 64M,prefault=on --device-memory size=0,pool=32M";
-
-/// A machine that counts, behind a socket.
-struct Machine {
-    folder: Folder,
-    running: Running,
-}
-
-impl Machine {
-    fn start(options: &str) -> Self {
-        Self::start_in(Folder::new(), options)
-    }
-
-    fn start_in(folder: Folder, options: &str) -> Self {
-        folder.file("kernel", &payload::count_elf());
-        let socket = folder.path("vm.sock");
-        let running = folder.run(options).args(["--api-socket"]).args([&socket]).start();
-        wait_for(&socket);
-        Self { folder, running }
-    }
-
-    fn ctl(&self, arguments: &str) -> Neap {
-        ctl(&self.folder.path("vm.sock"), arguments)
-    }
-
-    /// What `ctl` prints; it must succeed.
-    #[track_caller]
-    fn tells(&self, arguments: &str) -> String {
-        let ended = self.ctl(arguments).run().expect_status(0);
-        assert_eq!(ended.stderr, "");
-        ended.stdout
-    }
-
-    #[track_caller]
-    fn json(&self, arguments: &str) -> Value {
-        serde_json::from_str(&self.tells(&format!("{arguments} --json"))).unwrap()
-    }
-
-    #[track_caller]
-    fn refuses(&self, arguments: &str, parts: &[&str]) {
-        refused(self.ctl(arguments), parts);
-    }
-
-    fn end(self, signal: Signal) -> (Folder, Ended) {
-        self.running.signal(signal);
-        (self.folder, self.running.wait())
-    }
-}
-
-/// Waits until somebody listens.
-#[track_caller]
-fn wait_for(socket: &Path) {
-    let end = Instant::now() + LIMIT;
-    while UnixStream::connect(socket).is_err() {
-        assert!(Instant::now() < end, "no socket within {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn ctl(socket: &Path, arguments: &str) -> Neap {
-    Neap::new(["ctl", "--socket"]).args([socket]).args(arguments.split_whitespace())
-}
 
 #[test]
 fn a_machine_pauses_and_goes_on() {

@@ -19,11 +19,13 @@ use crate::config::VmConfig;
 use crate::kvm::cpuid::{self, CpuTopology};
 use crate::kvm::exit::{Buses, ExitCounters};
 use crate::kvm::gate::{Gate, Wanted};
+use crate::kvm::mce::MachineCheck;
 use crate::kvm::state::{self, Entry};
 use crate::kvm::vcpu::Shared;
 use crate::kvm::vm::Vm;
 use crate::kvm::{self, KvmError, OpenError};
 use crate::machine::Machine;
+use crate::memory_failure::MemoryFailures;
 use crate::reporter::Reporter;
 use crate::{platform, tiers};
 
@@ -126,9 +128,11 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let room = EventFd::new(EFD_NONBLOCK)?;
     let serial = serial_port(&vm, output, room.try_clone()?)?;
     let buses = buses(&serial, &reporter)?;
-    let vcpus = vcpus(&supported, &vm, config, entry)?;
+    let machine_check = MachineCheck::of(&kvm, cpuid::is_amd(&supported));
+    let vcpus = vcpus(&supported, &vm, config, entry, machine_check)?;
+    let failures = MemoryFailures::new(vm.memory(), tiers.clone());
     let counters = vcpus.iter().map(|_| ExitCounters::default()).collect();
-    let shared = Arc::new(Shared { gate, buses, counters, reporter });
+    let shared = Arc::new(Shared { gate, buses, counters, reporter, failures, machine_check });
     Ok(Built { machine: Machine::new(vm, tiers, shared, vcpus, serial), room, linux })
 }
 
@@ -190,6 +194,7 @@ fn vcpus(
     vm: &Vm,
     config: &VmConfig,
     entry: Entry,
+    machine_check: Option<MachineCheck>,
 ) -> Result<Vec<VcpuFd>, KvmError> {
     let cpus = &config.topology.cpus;
     let core_bits = config.topology.core_bits;
@@ -200,7 +205,13 @@ fn vcpus(
         let topology = CpuTopology { apic_id, core_bits, cpus };
         vcpu.set_cpuid2(&cpuid::adapt(supported, topology))
             .map_err(kvm::named("KVM_SET_CPUID2"))?;
+        if let Some(check) = machine_check {
+            check.set_up(&vcpu)?;
+        }
         state::set_reset_state(&vcpu)?;
+        if machine_check.is_some_and(MachineCheck::is_local) {
+            state::allow_local_machine_checks(&vcpu)?;
+        }
         vcpus.push(vcpu);
     }
     // KVM makes the vCPU with id 0 the boot processor; the others wait for

@@ -4,9 +4,9 @@
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::commands::{bench, ctl, doctor, hmm_tests, lab, run, setup};
+use crate::commands::{bench, completions, ctl, doctor, hmm_tests, lab, man, openapi, run, setup};
 use crate::failure::{Outcome, SUCCESS, USAGE, tell};
 
 /// A virtual machine monitor for coherent device memory: memory of a GPU or
@@ -27,6 +27,9 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
     Setup(setup::SetupArgs),
+    Openapi(openapi::OpenapiArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     #[command(hide = true)]
     LabAgent(lab::LabAgentArgs),
 }
@@ -67,6 +70,9 @@ fn dispatch(command: Command) -> Outcome {
         Command::Doctor(args) => doctor::execute(args),
         Command::Bench(args) => bench::execute(args),
         Command::Setup(args) => setup::execute(args),
+        Command::Openapi(args) => openapi::execute(args),
+        Command::Completions(args) => completions::execute(args, Cli::command()),
+        Command::Man(args) => man::execute(args, Cli::command()),
         Command::LabAgent(args) => lab::execute_agent(args),
     }
 }
@@ -88,7 +94,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

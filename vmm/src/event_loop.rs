@@ -20,7 +20,6 @@ use crate::control::desk::Desk;
 use crate::fd;
 use crate::lifecycle::StopReason;
 use crate::machine::Machine;
-use crate::reporter::Reporter;
 
 /// Bytes read from standard input at once; the rest waits in the pipe until
 /// the guest has taken these.
@@ -160,10 +159,13 @@ pub fn run(
         if let Some(reason) = machine.reporter().reason() {
             return Ok(reason.clone());
         }
-        let ready = wait(machine.reporter(), signals, input, desk.as_deref())?;
+        let ready = wait(machine, signals, input, desk.as_deref())?;
         if ready.signal {
             let signal = signals.last.load(Ordering::SeqCst);
             return Ok(StopReason::Signal(i32::try_from(signal).unwrap_or_default()));
+        }
+        if ready.failures {
+            machine.note_failures();
         }
         if ready.room {
             let _ = input.room.read();
@@ -189,10 +191,11 @@ struct Ready {
     room: bool,
     input: bool,
     desk: bool,
+    failures: bool,
 }
 
 fn wait(
-    reporter: &Reporter,
+    machine: &Machine,
     signals: &Signals,
     input: &ConsoleInput,
     desk: Option<&Desk>,
@@ -200,7 +203,7 @@ fn wait(
     let wants_input = input.wanted();
     let mut fds = vec![
         PollFd::new(&signals.wake, PollFlags::IN),
-        PollFd::from_borrowed_fd(fd::of_event(reporter.wake()), PollFlags::IN),
+        PollFd::from_borrowed_fd(fd::of_event(machine.reporter().wake()), PollFlags::IN),
         PollFd::from_borrowed_fd(fd::of_event(&input.room), PollFlags::IN),
     ];
     if wants_input {
@@ -208,6 +211,10 @@ fn wait(
     }
     if let Some(desk) = desk {
         fds.push(PollFd::from_borrowed_fd(fd::of_event(desk.wake()), PollFlags::IN));
+    }
+    let failures_at = fds.len();
+    if let Some(ahead) = machine.failures_ahead() {
+        fds.push(PollFd::from_borrowed_fd(fd::of_event(ahead), PollFlags::IN));
     }
     let again = input.busy || desk.is_some_and(Desk::is_waiting);
     match poll(&mut fds, again.then_some(&LOOK_AGAIN)) {
@@ -220,6 +227,7 @@ fn wait(
         signal: ready(0),
         room: ready(2),
         input: wants_input && ready(3),
+        failures: ready(failures_at),
         desk: desk.is_some() && ready(3 + usize::from(wants_input)),
     })
 }

@@ -24,6 +24,7 @@ pub mod kvm;
 pub mod lab;
 pub mod lifecycle;
 pub mod machine;
+pub mod memory_failure;
 pub mod payload;
 pub mod platform;
 pub mod reporter;

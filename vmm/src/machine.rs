@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use neap_devices::serial::SerialPort;
+use neap_memory::poison;
 use neap_memory::tiers::Tiers;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::control::desk::Owner;
 use crate::kvm::exit::NAMES;
@@ -18,6 +20,7 @@ use crate::kvm::vcpu::{self, Shared};
 use crate::kvm::{kick, vm::Vm};
 use crate::lifecycle::{Event, State, StopReason};
 use crate::reporter::Reporter;
+use crate::{fd, memory_failure};
 
 /// How long vCPUs get to leave the guest. A kick takes microseconds; this is
 /// for a host that swaps, or a device that waits for a full pipe.
@@ -32,6 +35,8 @@ pub struct Machine {
     threads: Vec<JoinHandle<()>>,
     serial: Arc<Mutex<SerialPort>>,
     state: State,
+    /// Written when memory fails that nobody has touched yet.
+    failures_ahead: Option<EventFd>,
     // After the vCPU threads, which may wait for a granule; before the memory
     // that they move.
     tiers: Option<Arc<Tiers>>,
@@ -53,7 +58,7 @@ impl Machine {
         serial: Arc<Mutex<SerialPort>>,
     ) -> Self {
         let (waiting, threads, state) = (vcpus, Vec::new(), State::Running);
-        Self { shared, waiting, threads, serial, state, tiers, vm }
+        Self { shared, waiting, threads, serial, state, failures_ahead: None, tiers, vm }
     }
 
     /// Starts the vCPU threads.
@@ -62,6 +67,10 @@ impl Machine {
     /// No thread could be had.
     pub fn start(&mut self) -> io::Result<()> {
         kick::install()?;
+        memory_failure::install()?;
+        let ahead = EventFd::new(EFD_NONBLOCK)?;
+        poison::announce(fd::of_event(&ahead).try_clone_to_owned()?)?;
+        self.failures_ahead = Some(ahead);
         for (index, fd) in self.waiting.drain(..).enumerate() {
             self.threads.push(vcpu::spawn(index, fd, Arc::clone(&self.shared))?);
         }
@@ -128,6 +137,24 @@ impl Machine {
         &self.shared.reporter
     }
 
+    /// Readable when memory has failed that nobody has touched yet; then
+    /// [`Machine::note_failures`] is due.
+    pub fn failures_ahead(&self) -> Option<&EventFd> {
+        self.failures_ahead.as_ref()
+    }
+
+    /// Notes memory that has failed before anybody touched it. The guest hears
+    /// of it when it does.
+    pub fn note_failures(&self) {
+        if let Some(ahead) = &self.failures_ahead {
+            // It only says that there is something to ask for.
+            let _ = ahead.read();
+        }
+        for lost in poison::announced() {
+            self.shared.failures.met(lost);
+        }
+    }
+
     /// The first serial port.
     pub fn serial(&self) -> &Arc<Mutex<SerialPort>> {
         &self.serial
@@ -168,6 +195,14 @@ impl Owner for Machine {
 
     fn vcpus(&self) -> usize {
         self.shared.counters.len()
+    }
+
+    fn exits(&self) -> Vec<(&'static str, u64)> {
+        let mut sums = NAMES.map(|name| (name, 0));
+        for counts in Self::exits(self) {
+            sums.iter_mut().zip(counts).for_each(|((_, sum), count)| *sum += count);
+        }
+        sums.to_vec()
     }
 
     fn memory_bytes(&self) -> u64 {

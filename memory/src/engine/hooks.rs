@@ -30,6 +30,8 @@ pub enum Inject {
     Fail(Errno),
     /// The step fails after half of its bytes.
     Short(Errno),
+    /// The first page of the source loses its contents.
+    Poison,
     /// A bug: the step is left out and said to have succeeded.
     Omit,
 }

@@ -15,6 +15,7 @@ use super::TRIES;
 use crate::addr::PAGE_SIZE;
 use crate::granule::GranuleSize;
 use crate::hva::{Hva, HvaRange};
+use crate::poison::{self, Lost};
 use crate::region::{Region, Source};
 use crate::zeroed;
 
@@ -30,9 +31,30 @@ const PAGE_IS_HUGE: u64 = 1 << 6;
 /// # Safety
 /// Both ranges are mapped, do not overlap, and nobody else writes to either
 /// meanwhile; guest vCPUs are held off by the engine.
-pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize) {
-    // SAFETY: as this function's contract says.
-    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) }
+///
+/// # Errors
+/// Memory of either has failed; see [`poison::copying`].
+pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize) -> Result<(), Vec<Lost>> {
+    let ranges = [from, to].map(|start| HvaRange::new(start, len));
+    poison::copying(ranges[0], ranges[1], || {
+        // SAFETY: as this function's contract says.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) }
+    })
+}
+
+/// Gives up the pages of `range`, private memory, and what is in them.
+pub(crate) fn drop_pages(range: HvaRange) -> Result<(), Errno> {
+    advise(range, libc::MADV_DONTNEED)
+}
+
+/// Makes the host's page at `page` one that has failed, for tests of what
+/// follows (madvise(2), `MADV_HWPOISON`).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN; EINVAL from a kernel without
+/// CONFIG_MEMORY_FAILURE.
+pub(crate) fn fail_page(page: Hva) -> Result<(), Errno> {
+    advise_once(HvaRange::new(page, PAGE_SIZE as usize), libc::MADV_HWPOISON)
 }
 
 /// Fills `range` with zeros.
@@ -73,8 +95,8 @@ fn advise(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
 }
 
 fn advise_once(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: every caller's advice leaves contents as they are, and a range
-    // that is not ours is refused by the kernel.
+    // SAFETY: every caller's advice leaves contents as they are, or its caller
+    // means to lose them; a range that is not ours is refused by the kernel.
     let result = unsafe { libc::madvise(range.start().as_ptr().cast(), range.len(), advice) };
     if result == 0 {
         return Ok(());
@@ -268,6 +290,11 @@ impl Slots {
     /// Notes that it has.
     pub(crate) fn set_backed(&self, index: u32) {
         self.backed.set(index);
+    }
+
+    /// Notes that none has any more.
+    pub(crate) fn set_unbacked(&self) {
+        self.backed.0.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 
     /// Gives the slot memory, if it never had any.

@@ -14,6 +14,7 @@
 
 pub mod hooks;
 pub(crate) mod hurry;
+pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod mover;
 pub(crate) mod remap;
@@ -24,7 +25,7 @@ use std::str::FromStr;
 use rustix::io::Errno;
 
 use self::hurry::Waiters;
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
 use crate::table::Place;
@@ -121,6 +122,19 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Whether it can leave granules unmapped in a frame on this way.
     fn can(&self, step: &Step) -> bool;
 
+    /// Places whose host memory was found to have failed since this was asked
+    /// last, each with the granule that is there or was to go there.
+    fn losses(&self) -> Vec<(Granule, Place)>;
+
+    /// Gives the host memory of a pool back, whose frames are all free and stay
+    /// so; what is handed out later gets memory anew. Bytes that came free.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn release_pool(&self, _: PoolId) -> Result<u64, Errno> {
+        Ok(0)
+    }
+
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
 
@@ -153,6 +167,8 @@ pub(crate) fn outcome_of(errno: Errno) -> Outcome {
     match errno {
         Errno::NOMEM => Outcome::NoFrame,
         Errno::AGAIN | Errno::BUSY | Errno::NOENT | Errno::INTR => Outcome::Busy,
+        // Pages that have failed are not moved.
+        Errno::FAULT => Outcome::Poisoned,
         _ => Outcome::CopyFailed,
     }
 }

@@ -29,11 +29,14 @@ use rustix::io::Errno;
 
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
+use super::losses::Losses;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
-use crate::granule::Granule;
+use crate::addr::PAGE_SIZE;
+use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
+use crate::poison::Lost;
 use crate::space::Space;
 use crate::table::Place;
 use crate::uffd::{Modes, MoveError, Userfaultfd};
@@ -53,6 +56,7 @@ pub(crate) struct MoveEngine {
     pools: Vec<Slots>,
     /// Whether granules are to be huge pages.
     huge: bool,
+    losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
 }
@@ -81,7 +85,8 @@ impl MoveEngine {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             let _ = memory::advise_huge(range, huge);
         }
-        Ok(Self { uffd, space, home, pools, huge, hooks, fatal })
+        let losses = Losses::default();
+        Ok(Self { uffd, space, home, pools, huge, losses, hooks, fatal })
     }
 
     /// Where the guest sees a granule.
@@ -184,7 +189,7 @@ impl MoveEngine {
     fn prepare(&self, step: &Step) -> Result<(), Outcome> {
         match self.hook(Point::Populate, step.granule) {
             Inject::Fail(errno) | Inject::Short(errno) => return Err(outcome_of(errno)),
-            Inject::Nothing | Inject::Omit => {}
+            Inject::Nothing | Inject::Omit | Inject::Poison => {}
         }
         let (row, index) = self.slot(step.granule, step.to);
         row.back(index).map_err(|_| Outcome::NoFrame)
@@ -199,7 +204,7 @@ impl MoveEngine {
             match self.hook(point, step.granule) {
                 Inject::Fail(errno) => Some(MoveError { moved: index * size, errno }),
                 Inject::Short(errno) => Some(MoveError { moved: index * size + size / 2, errno }),
-                Inject::Nothing | Inject::Omit => None,
+                Inject::Nothing | Inject::Omit | Inject::Poison => None,
             }
         });
         let len = injected.map_or(steps.len() * size, |error| error.moved & !0xfff);
@@ -245,21 +250,31 @@ impl MoveEngine {
     /// Gives the copies of `steps` to the guest.
     fn give(&self, steps: &[Step], outcomes: &mut [Outcome]) {
         let size = self.space.bytes();
+        let void = |step: &Step| self.losses.has_holes(self.slot_at(step.granule, step.to));
         let mut from = 0;
         while from < steps.len() {
-            let chunk = &steps[from..];
+            if void(&steps[from]) {
+                let step = &steps[from];
+                self.give_void(self.slot_at(step.granule, step.to), self.guest(step.granule));
+                from += 1;
+                continue;
+            }
+            let sound = steps[from..].iter().position(void).map_or(steps.len(), |n| from + n);
+            let chunk = &steps[from..sound];
             let guest = self.guest(chunk[0].granule);
             let slot = self.slot_at(chunk[0].granule, chunk[0].to);
             let Err(MoveError { moved, errno }) = self.move_run(chunk, Point::Arrive, slot, guest)
             else {
-                return;
+                from = sound;
+                continue;
             };
             let (arrived, partial) = (moved / size, (moved % size) & !0xfff);
             if errno == Errno::INVAL && chunk.len() - arrived > 1 {
-                for index in from + arrived..steps.len() {
+                for index in from + arrived..sound {
                     self.give(&steps[index..=index], &mut outcomes[index..=index]);
                 }
-                return;
+                from = sound;
+                continue;
             }
             let step = &chunk[arrived];
             if partial > 0 {
@@ -282,14 +297,44 @@ impl MoveEngine {
         self.must_move(HvaRange::new(self.guest(step.granule), len), slot);
         // SAFETY: both pages are out of the guest's reach, in slots that this
         // granule has claimed.
-        unsafe { memory::copy(slot, self.slot_at(step.granule, step.from), len) };
+        let copied = unsafe { memory::copy(slot, self.slot_at(step.granule, step.from), len) };
+        if copied.is_err() {
+            (self.fatal)("host memory failed while guest memory was put back");
+        }
+    }
+
+    /// Gives the guest what is sound of a slot, and for the rest pages that
+    /// have failed: a touch is a machine check there, as it would have been.
+    fn give_void(&self, slot: Hva, guest: Hva) {
+        let move_on = |bytes: std::ops::Range<usize>| {
+            if !bytes.is_empty() {
+                let from = HvaRange::new(slot.offset(bytes.start), bytes.len());
+                self.must_move(from, guest.offset(bytes.start));
+            }
+        };
+        let mut at = 0;
+        for hole in self.losses.take_holes(slot) {
+            move_on(at..hole.start);
+            at = hole.end;
+            if let Err(errno) =
+                self.uffd.poison(HvaRange::new(guest.offset(hole.start), hole.len()))
+            {
+                (self.fatal)(&format!("guest memory was lost and cannot be marked: {errno}"));
+            }
+            // What stands there in its place is nobody's.
+            let _ = memory::drop_pages(HvaRange::new(slot.offset(hole.start), hole.len()));
+        }
+        move_on(at..self.space.bytes());
     }
 
     /// Gives the guest the page back that was taken from it.
     fn put_back(&self, step: &Step) {
-        if step.from_mapped {
-            let from = HvaRange::new(self.slot_at(step.granule, step.from), self.space.bytes());
-            self.must_move(from, self.guest(step.granule));
+        let (slot, guest) = (self.slot_at(step.granule, step.from), self.guest(step.granule));
+        if !step.from_mapped {
+        } else if self.losses.has_holes(slot) {
+            self.give_void(slot, guest);
+        } else {
+            self.must_move(HvaRange::new(slot, self.space.bytes()), guest);
         }
     }
 
@@ -302,16 +347,54 @@ impl MoveEngine {
             Inject::Omit => return Ok(()),
             Inject::Short(_) => {
                 // SAFETY: as below, for the first half.
-                unsafe { memory::copy(from, to, size / 2) };
+                let _ = unsafe { memory::copy(from, to, size / 2) };
                 return Err(Outcome::CopyFailed);
             }
+            Inject::Poison => self.fail_first_page(from),
             Inject::Nothing => {}
         }
         // SAFETY: `from` holds the granule's page, out of the guest's reach;
         // `to` is a slot of this engine whose frame or home page was claimed
         // for this granule, so nobody else uses it.
-        unsafe { memory::copy(from, to, size) };
+        let copied = unsafe { memory::copy(from, to, size) };
+        match copied {
+            Ok(()) => {}
+            Err(lost) => self.lose(step, &lost)?,
+        }
+        self.losses.copied(from, to);
         Ok(())
+    }
+
+    /// Notes what was lost while a granule was copied. An error: it cannot go
+    /// on and is to be put back.
+    fn lose(&self, step: &Step, lost: &[Lost]) -> Result<(), Outcome> {
+        let [from, to] = [step.from, step.to]
+            .map(|place| self.slot(step.granule, place))
+            .map(|(r, i)| r.slot(i));
+        let inside =
+            |slot: HvaRange, lost: &Lost| (slot.start()..slot.end()).contains(&lost.0.start());
+        for lost in lost.iter().filter(|lost| inside(from, lost)) {
+            let start = lost.0.start().0 - from.start().0;
+            self.losses.hole(from.start(), start..start + lost.0.len());
+        }
+        if lost.iter().any(|lost| inside(from, lost)) {
+            self.losses.place(step.granule, step.from);
+        }
+        if lost.iter().any(|lost| inside(to, lost)) {
+            self.losses.place(step.granule, step.to);
+            return Err(Outcome::BadFrame);
+        }
+        // Where the guest does not have it, whoever touches it waits for it to
+        // come: it comes, with what is lost marked.
+        if step.from_mapped || !step.to_mapped { Err(Outcome::Poisoned) } else { Ok(()) }
+    }
+
+    /// Makes the first page at `from` one that has failed, as a hook wants it.
+    fn fail_first_page(&self, from: Hva) {
+        let page = HvaRange::new(from, PAGE_SIZE as usize);
+        if let Err(errno) = memory::drop_pages(page).and_then(|()| self.uffd.poison(page)) {
+            (self.fatal)(&format!("no page can be made to fail: {errno}"));
+        }
     }
 
     /// The way of a granule with the seeded bug "not taken from the guest
@@ -465,6 +548,19 @@ impl Engine for MoveEngine {
 
     fn can(&self, _: &Step) -> bool {
         true
+    }
+
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        let Some(row) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
+        // A kernel that does not tell has them all the same.
+        let bytes = memory::present(row.range()).map_or(0, |present| present.bytes);
+        memory::drop_pages(row.range())?;
+        row.set_unbacked();
+        Ok(bytes)
+    }
+
+    fn losses(&self) -> Vec<(Granule, Place)> {
+        self.losses.take_places()
     }
 
     fn vmas_per_run(&self) -> u64 {

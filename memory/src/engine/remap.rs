@@ -32,10 +32,11 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
+use super::losses::Losses;
 use super::memory::{self, Slots};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::region::Source;
@@ -109,6 +110,7 @@ pub(crate) struct RemapEngine {
     /// The home of each part, in order of granules.
     homes: Vec<Area>,
     pools: Vec<Area>,
+    losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
 }
@@ -130,7 +132,7 @@ impl RemapEngine {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             uffd.register(range, Modes::WriteProtect)?;
         }
-        Ok(Self { uffd, space, homes, pools, hooks, fatal })
+        Ok(Self { uffd, space, homes, pools, losses: Losses::default(), hooks, fatal })
     }
 
     fn guest(&self, granule: Granule) -> HvaRange {
@@ -164,7 +166,7 @@ impl RemapEngine {
         }
         match self.hook(Point::Populate, step.granule) {
             Inject::Fail(errno) | Inject::Short(errno) => return Err(outcome_of(errno)),
-            Inject::Nothing | Inject::Omit => {}
+            Inject::Nothing | Inject::Omit | Inject::Poison => {}
         }
         let spot = self.spot(step.granule, step.to);
         // A home page that was punched out comes back with `UFFDIO_COPY`.
@@ -241,10 +243,24 @@ impl RemapEngine {
             Inject::Omit => return Ok(()),
             Inject::Short(_) => size / 2,
             Inject::Nothing => size,
+            // Memory of a file is not to be had back from UFFDIO_POISON.
+            Inject::Poison => {
+                self.losses.place(step.granule, step.from);
+                return Err(Outcome::Poisoned);
+            }
         };
         // SAFETY: both are aliases of this engine; writers to the source wait,
         // and the destination was claimed for this granule.
-        unsafe { memory::copy(from.alias(), to.alias(), len) };
+        if let Err(lost) = unsafe { memory::copy(from.alias(), to.alias(), len) } {
+            // The page that replaced it is the alias' only: in the file, and
+            // where the guest sees it, it has failed as before.
+            let slot = from.area.alias.slot(from.index);
+            let source =
+                lost.iter().any(|lost| (slot.start()..slot.end()).contains(&lost.0.start()));
+            let place = if source { step.from } else { step.to };
+            self.losses.place(step.granule, place);
+            return Err(if source { Outcome::Poisoned } else { Outcome::BadFrame });
+        }
         if len < size {
             return Err(Outcome::CopyFailed);
         }
@@ -260,7 +276,7 @@ impl RemapEngine {
         let spot = self.spot(steps[0].granule, steps[0].to);
         let injected = steps.iter().find_map(|step| match self.hook(Point::Arrive, step.granule) {
             Inject::Fail(errno) | Inject::Short(errno) => Some(errno),
-            Inject::Nothing | Inject::Omit => None,
+            Inject::Nothing | Inject::Omit | Inject::Poison => None,
         });
         let mapped = match injected {
             Some(errno) => Err(errno),
@@ -376,7 +392,9 @@ impl RemapEngine {
                 let frame = self.spot(step.granule, step.to).alias();
                 // SAFETY: both are aliases; writers wait, readers found the
                 // page missing or find it again.
-                unsafe { memory::copy(frame, alias.start(), size) };
+                if unsafe { memory::copy(frame, alias.start(), size) }.is_err() {
+                    (self.fatal)("host memory failed while guest memory was put back");
+                }
                 return Err(Errno::BUSY);
             }
             Ok(())
@@ -388,7 +406,6 @@ impl RemapEngine {
 
     /// Brings an unmapped granule home.
     fn fill(&self, step: &Step) -> Result<(), Outcome> {
-        let from = self.spot(step.granule, step.from).alias();
         let guest = self.guest(step.granule);
         for point in [Point::Copy, Point::Arrive] {
             match self.hook(point, step.granule) {
@@ -397,14 +414,14 @@ impl RemapEngine {
                     let half = (guest.len() / 2) & !(PAGE_SIZE as usize - 1);
                     if half > 0 {
                         // As an error of the kernel's would leave it.
-                        let _ = self.fill_from(from, HvaRange::new(guest.start(), half));
+                        let _ = self.fill_from(step, HvaRange::new(guest.start(), half));
                     }
                     return Err(outcome_of(errno));
                 }
-                Inject::Omit | Inject::Nothing => {}
+                Inject::Omit | Inject::Nothing | Inject::Poison => {}
             }
         }
-        self.fill_from(from, guest).map_err(|errno| match outcome_of(errno) {
+        self.fill_from(step, guest).map_err(|errno| match outcome_of(errno) {
             Outcome::NoFrame => Outcome::NoFrame,
             _ => Outcome::Busy,
         })?;
@@ -416,7 +433,9 @@ impl RemapEngine {
     /// Fills the missing pages of `to`, guest memory, from as many bytes at
     /// `from` that nobody else uses, and wakes who waits for them. After an
     /// error it can be called again: what has come is the guest's and stays.
-    fn fill_from(&self, from: Hva, to: HvaRange) -> Result<(), Errno> {
+    fn fill_from(&self, step: &Step, to: HvaRange) -> Result<(), Errno> {
+        let Step { granule, from: place, .. } = *step;
+        let from = self.spot(granule, place).alias();
         let page = self.homes.first().map_or(PAGE_SIZE as usize, |home| home.page);
         let mut done = 0;
         for attempt in 0.. {
@@ -434,6 +453,16 @@ impl RemapEngine {
                     done += moved + page;
                     if done >= to.len() {
                         self.wake(to);
+                        break;
+                    }
+                }
+                // The frame has failed there, and so has what comes home.
+                Err(MoveError { moved, errno: Errno::FAULT }) => {
+                    done += moved;
+                    self.uffd.poison(HvaRange::new(to.start().offset(done), page))?;
+                    self.losses.place(granule, place);
+                    done += page;
+                    if done >= to.len() {
                         break;
                     }
                 }
@@ -519,6 +548,25 @@ impl Engine for RemapEngine {
         step.from_mapped && step.to_mapped
             || !step.from_mapped && step.to == Place::Home
             || !step.to_mapped && step.from == Place::Home
+    }
+
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        let Some(area) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
+        // Huge pages stay reserved: given back, somebody else could take them,
+        // and the region would be gone for good.
+        if area.page == HUGE_PAGE_SIZE as usize {
+            return Ok(0);
+        }
+        let blocks = || fstat(&area.file).map(|stat| stat.st_blocks);
+        let before = blocks()?;
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&area.file, punch, 0, area.alias.range().len() as u64)?;
+        area.alias.set_unbacked();
+        Ok(u64::try_from(before - blocks()?).unwrap_or(0) * 512)
+    }
+
+    fn losses(&self) -> Vec<(Granule, Place)> {
+        self.losses.take_places()
     }
 
     fn vmas_per_run(&self) -> u64 {

@@ -17,11 +17,14 @@ pub struct Select {
     pub device_private: bool,
     /// Those in frames of a `public` region.
     pub device_public: bool,
+    /// Also those that nobody has touched, which get memory by that.
+    pub untouched: bool,
 }
 
 impl Select {
-    /// Everything that can move at all.
-    pub const ALL: Self = Self { system: true, device_private: true, device_public: true };
+    /// Everything that has something to move.
+    pub const ALL: Self =
+        Self { system: true, device_private: true, device_public: true, untouched: false };
 }
 
 /// Where granules are to go.
@@ -70,6 +73,11 @@ pub enum Outcome {
     Busy,
     /// Its contents could not be copied.
     CopyFailed,
+    /// Host memory behind it has failed and part of it is lost: it stays where
+    /// it is.
+    Poisoned,
+    /// The frame that it was to go to has failed, and is retired.
+    BadFrame,
     /// Nobody has touched it and there is nothing to move.
     Untouched,
     /// Whoever asked went away, or the machine ended, before its turn.
@@ -78,7 +86,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome with its name in messages and JSON.
-    pub const NAMES: [(&'static str, Self); 10] = [
+    pub const NAMES: [(&'static str, Self); 12] = [
         ("moved", Self::Moved),
         ("already-there", Self::AlreadyThere),
         ("pinned", Self::Pinned),
@@ -87,6 +95,8 @@ impl Outcome {
         ("vma-budget", Self::VmaBudget),
         ("busy", Self::Busy),
         ("copy-failed", Self::CopyFailed),
+        ("poisoned", Self::Poisoned),
+        ("bad-frame", Self::BadFrame),
         ("untouched", Self::Untouched),
         ("cancelled", Self::Cancelled),
     ];

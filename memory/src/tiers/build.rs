@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::budget::VmaBudget;
 use super::core::Core;
 use super::counters::Counters;
+use super::failure::Damaged;
 use super::fault::FaultThread;
 use super::heat::HeatThread;
 use super::movers::Movers;
@@ -84,6 +85,7 @@ impl Tiers {
                 .map_err(refused("a descriptor"))?,
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
+            damaged: Damaged::default(),
             touched: Mutex::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,
@@ -102,6 +104,7 @@ impl Tiers {
             _ => None,
         };
         let memory = Arc::clone(memory);
+        let heat = Mutex::new(heat);
         Ok(Self { heat, fault, movers, core, config, _memory: memory })
     }
 }

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
+use super::failure::Damaged;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
@@ -90,6 +91,8 @@ pub(crate) struct Core {
     /// Whether the first touches of RAM come as events.
     pub(crate) watches_first_touch: bool,
     pub(crate) counters: Counters,
+    /// Granules of which host memory has lost a part; empty, nearly always.
+    pub(crate) damaged: Damaged,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
     pub(crate) over: AtomicBool,
@@ -148,7 +151,7 @@ impl Core {
             // Where first touches are watched the table knows of every page,
             // and whoever made one present here would wait for the fault thread.
             let watched = self.watches_first_touch && !self.is_window(granule);
-            if watched || !self.engine.exists(granule) {
+            if watched || !(request.select.untouched || self.engine.exists(granule)) {
                 return Err(Outcome::Untouched);
             }
             if self.engine.adopts() {
@@ -213,6 +216,7 @@ impl Core {
             return Err(Outcome::WrongKind);
         }
         match view {
+            _ if self.damaged.contains(granule) => Err(Outcome::Poisoned),
             View { moving: true, .. } => Err(Outcome::Busy),
             View { pins: 1.., .. } => Err(Outcome::Pinned),
             _ => Ok(()),
@@ -337,10 +341,29 @@ impl Core {
         let mut outcomes = Vec::with_capacity(steps.len());
         let waiters = Waiters { hurry: &self.hurry, listen: &|| self.listen() };
         self.engine.transfer(&steps, &waiters, &mut outcomes);
+        // Before the frames are put, so that nobody gets one of these again.
+        for (granule, place) in self.engine.losses() {
+            if !steps.iter().any(|step| (step.granule, step.to) == (granule, place)) {
+                self.damaged.insert(granule);
+            }
+            self.lose(place);
+        }
         jobs.into_iter()
             .zip(outcomes)
             .map(|(job, outcome)| (job.claimed.granule, self.settle(job, outcome)))
             .collect()
+    }
+
+    /// Host memory of `place` has failed: a frame is never handed out again.
+    pub(crate) fn lose(&self, place: Place) {
+        self.counters.lost.fetch_add(1, Ordering::Relaxed);
+        if let Place::Device { pool, frame } = place
+            && let Some(mut pool) = self.pool(pool)
+            && let Err(error) = pool.retire(frame)
+        {
+            drop(pool);
+            (self.fatal)(&format!("the pool has lost count: {error}"));
+        }
     }
 
     fn settle(&self, job: Job, outcome: Outcome) -> Outcome {

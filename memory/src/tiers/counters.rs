@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::latency::{Latency, LatencyCounts};
 use crate::migrate::Outcome;
 use crate::table::Place;
 
@@ -20,6 +21,8 @@ pub(crate) struct Counters {
     pub(crate) waited: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) retried: AtomicU64,
+    pub(crate) latency: Latency,
+    pub(crate) lost: AtomicU64,
     pub(crate) heat: HeatCounters,
 }
 
@@ -72,6 +75,10 @@ pub struct Counts {
     pub stale: u64,
     /// Faults that could not be served at once.
     pub retried: u64,
+    /// How long faults took.
+    pub latency: LatencyCounts,
+    /// Pieces of host memory that have failed under guest memory.
+    pub lost: u64,
     /// What policy `heat` did of all this.
     pub heat: HeatCounts,
 }
@@ -108,6 +115,8 @@ impl Counters {
             waited: self.waited.load(Relaxed),
             stale: self.stale.load(Relaxed),
             retried: self.retried.load(Relaxed),
+            latency: self.latency.read(),
+            lost: self.lost.load(Relaxed),
             heat: HeatCounts {
                 watched: self.heat.watched.load(Relaxed),
                 touched: self.heat.touched.load(Relaxed),

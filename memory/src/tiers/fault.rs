@@ -4,7 +4,7 @@
 //! batch. It takes no lock that anybody holds while a granule moves, and never
 //! touches the guest's own mapping: its fault would wait for itself.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +45,7 @@ impl FaultThread {
             over: Arc::clone(&over),
             die: Arc::clone(&die),
             events: Vec::new(),
-            waiting: BTreeSet::new(),
+            waiting: BTreeMap::new(),
         };
         let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
         Ok(Self { core: Arc::clone(core), over, die, thread: Some(thread) })
@@ -75,8 +75,8 @@ struct Service {
     over: Arc<AtomicBool>,
     die: Arc<AtomicBool>,
     events: Vec<Event>,
-    /// Granules whose fault could not be served yet.
-    waiting: BTreeSet<Granule>,
+    /// Granules whose fault could not be served yet, and when it was read.
+    waiting: BTreeMap<Granule, Instant>,
 }
 
 impl Service {
@@ -107,19 +107,20 @@ impl Service {
         if self.die.load(Ordering::Acquire) {
             panic!("the fault thread was told to die");
         }
-        for granule in std::mem::take(&mut self.waiting) {
+        for (granule, since) in std::mem::take(&mut self.waiting) {
             self.core.counters.retried.fetch_add(1, Ordering::Relaxed);
-            self.resolve(granule, false);
+            self.resolve(granule, false, since);
         }
         let mut events = std::mem::take(&mut self.events);
         events.append(&mut lock(&self.core.inbox));
         self.core.uffd.read(&mut events)?;
+        let since = Instant::now();
         for event in events.drain(..) {
             match self.core.space.at_hva(event.address) {
                 // Its turn comes; each try that fails wakes whoever waits, who
                 // then faults again.
-                Some(granule) if self.waiting.contains(&granule) => {}
-                Some(granule) => self.resolve(granule, event.write),
+                Some(granule) if self.waiting.contains_key(&granule) => {}
+                Some(granule) => self.resolve(granule, event.write, since),
                 // Nothing else is watched in a way that makes events.
                 None => (self.core.fatal)("a fault outside of guest memory"),
             }
@@ -128,12 +129,23 @@ impl Service {
         Ok(())
     }
 
-    fn resolve(&mut self, granule: Granule, write: bool) {
+    fn resolve(&mut self, granule: Granule, write: bool, since: Instant) {
+        if self.serve_one(granule, write) {
+            self.core.counters.latency.add(since.elapsed());
+        } else if let Some(waiting) = self.waiting.get_mut(&granule) {
+            *waiting = since;
+        }
+    }
+
+    /// Serves the fault; false if it is left to a later try, or to whoever
+    /// moves the granule.
+    fn serve_one(&mut self, granule: Granule, write: bool) -> bool {
         let counters = &self.core.counters;
         match self.core.table.get(granule) {
             // Whoever moves it wakes those who wait.
             View { moving: true, .. } => {
                 self.core.is_waited_for(granule);
+                return false;
             }
             view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),
             view if self.core.is_aside(granule, &view) => self.bring_back(granule, view, write),
@@ -145,11 +157,12 @@ impl Service {
                 self.core.wake(granule);
             }
         }
+        !self.waiting.contains_key(&granule)
     }
 
     /// Tries again a little later.
     fn retry(&mut self, granule: Granule) {
-        self.waiting.insert(granule);
+        self.waiting.insert(granule, Instant::now());
     }
 
     /// A granule that was set aside to see just that was touched.

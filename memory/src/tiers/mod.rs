@@ -15,25 +15,33 @@ mod config;
 pub(crate) mod core;
 mod counters;
 pub(crate) mod death;
+mod failure;
 mod fault;
 mod heat;
+mod latency;
 mod look;
 mod movers;
+mod plug;
+mod policy;
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub use config::{HeatConfig, RegionConfig, TiersConfig, TiersError};
 pub use counters::{Counts, HeatCounts};
+pub use failure::FailPageError;
+pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
+pub use plug::{PlugError, Unplugged};
+pub use policy::PolicyRefused;
 
 use self::core::Core;
 use self::movers::Movers;
 use crate::granule::Granule;
-use crate::migrate::{MigrateRequest, Progress, Report, RequestError};
+use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
 use crate::table::{PinError, Place};
 use crate::{GpaRange, GuestMemory};
 
@@ -41,7 +49,7 @@ use crate::{GpaRange, GuestMemory};
 /// those of the tiers.
 pub struct Tiers {
     // Threads end before what they work on goes.
-    heat: Option<heat::HeatThread>,
+    heat: Mutex<Option<heat::HeatThread>>,
     fault: fault::FaultThread,
     movers: Arc<Movers>,
     core: Arc<Core>,
@@ -68,6 +76,15 @@ impl Tiers {
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<Report, RequestError> {
         self.movers.migrate(request, progress)
+    }
+
+    /// Whether [`Self::migrate`] would take `request`, unless another is at
+    /// work on the same memory when it begins.
+    ///
+    /// # Errors
+    /// A request that makes no sense.
+    pub fn check(&self, request: &MigrateRequest) -> Result<(), RequestError> {
+        run::granules(&self.core, request).map(drop)
     }
 
     /// Holds the granules of `range` where they are, as a device does that
@@ -128,7 +145,7 @@ impl Tiers {
     /// Has policy `heat` watch and move nothing once the tick that it may be at
     /// is over, or go on. Nothing happens under another policy.
     pub fn hold_heat(&self, hold: bool) {
-        if let Some(heat) = &self.heat {
+        if let Some(heat) = &*core::lock(&self.heat) {
             heat.hold(hold);
         }
     }

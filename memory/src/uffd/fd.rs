@@ -268,6 +268,35 @@ impl Userfaultfd {
         }
     }
 
+    /// Makes the missing pages of `range` ones whose contents are lost: whoever
+    /// touches one, or waits for it, gets SIGBUS; for a vCPU that is
+    /// `BUS_MCEERR_AR`. Since Linux 6.6.
+    ///
+    /// # Errors
+    /// What the kernel said of the first page that it could not do.
+    pub fn poison(&self, range: HvaRange) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < range.len() {
+            let rest = abi::uffdio_range {
+                start: (range.start().0 + done) as u64,
+                len: (range.len() - done) as u64,
+            };
+            let mut request = abi::uffdio_poison { range: rest, mode: 0, updated: 0 };
+            // SAFETY: opcode and structure belong together, as `abi` asserts.
+            let call = unsafe { Updater::<{ abi::UFFDIO_POISON }, _>::new(&mut request) };
+            // SAFETY: the kernel fills missing pages only and refuses ranges
+            // that this descriptor does not watch.
+            let result = unsafe { rustix::ioctl::ioctl(&self.fd, call) };
+            let updated = usize::try_from(request.updated).unwrap_or(0);
+            done += updated;
+            match result {
+                Err(errno) if updated == 0 => return Err(errno),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Appends the faults that wait to be read, without blocking.
     ///
     /// # Errors

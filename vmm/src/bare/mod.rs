@@ -47,6 +47,7 @@ use neap_memory::guest::Slot;
 use neap_memory::{Gpa, GpaRange, GuestMemory};
 
 use crate::kvm::{self, KvmError, OpenError, kick, named};
+use crate::memory_failure;
 use crate::payload::long_mode::{self, Privilege};
 use control::ControlMemory;
 use cpu::{Cpu, Status};
@@ -143,6 +144,8 @@ impl Guest {
         cpus: usize,
     ) -> Result<Self, BareError> {
         kick::install().map_err(|source| BareError::System { what: "kick handler", source })?;
+        memory_failure::install()
+            .map_err(|source| BareError::System { what: "SIGBUS handler", source })?;
         let kvm = kvm::open()?;
         let vm = kvm.create_vm().map_err(named("KVM_CREATE_VM"))?;
         let ranges: Vec<GpaRange> = slots.iter().map(|slot| slot.range).collect();

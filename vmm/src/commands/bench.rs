@@ -85,6 +85,9 @@ enum Subject {
     },
     /// A device region of 1T: how soon it is there, what it costs, and what a granule costs
     Pool(MovingArgs),
+    /// The API socket of a machine with a region of 1T, while its memory moves all the time: how soon
+    /// it answers, and what a scrape of the metrics costs the moves
+    Api(MovingArgs),
 }
 
 #[derive(Args, Debug)]
@@ -135,6 +138,7 @@ pub fn execute(args: BenchArgs) -> Outcome {
         }
         Subject::Heat { runs, output, .. } => bench_heat(runs, &output),
         Subject::Pool(args) => bench_moving(moving::Subject::Pool, &args),
+        Subject::Api(args) => bench_moving(moving::Subject::Api, &args),
     }
 }
 

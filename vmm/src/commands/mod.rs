@@ -2,10 +2,13 @@
 //! call into the module that does the work.
 
 pub mod bench;
+pub mod completions;
 pub mod ctl;
 pub mod doctor;
 pub mod hmm_tests;
 pub mod lab;
+pub mod man;
+pub mod openapi;
 mod place;
 pub mod run;
 pub mod setup;

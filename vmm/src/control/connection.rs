@@ -1,26 +1,24 @@
 //! One client: its socket, what it has sent, and what it has yet to read.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::PollFlags;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
 
 use super::lines::{Lines, TooLong};
+use super::server::Limits;
 
 /// Requests that a client may have open; more are not read until one ends.
 pub(super) const MAX_OPEN: usize = 8;
 /// Bytes waiting for a client above which progress is not told, and nothing
 /// more is read from it.
 const ENOUGH_WAITING: usize = 64 << 10;
-/// How long a client may leave what waits for it without reading a byte.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes read at once, so that no client keeps the others waiting.
-const CHUNK: usize = 16 << 10;
+pub(super) const CHUNK: usize = 16 << 10;
 
 /// A client.
 #[derive(Debug)]
@@ -52,12 +50,13 @@ pub(super) enum Received {
 }
 
 impl Connection {
-    /// A client that has just come.
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        Ok(Self {
+    /// A client that has just come, and has sent `first`.
+    pub(super) fn new(stream: UnixStream, first: &[u8]) -> Self {
+        let mut incoming = Lines::default();
+        incoming.push(first);
+        Self {
             stream,
-            incoming: Lines::default(),
+            incoming,
             outgoing: VecDeque::new(),
             written: 0,
             waiting: 0,
@@ -65,7 +64,7 @@ impl Connection {
             open: 0,
             gone: Arc::default(),
             ended: false,
-        })
+        }
     }
 
     /// Set when the client is gone.
@@ -73,37 +72,40 @@ impl Connection {
         &self.gone
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
     }
 
-    /// What to poll for; a hang-up is always told.
-    pub(super) fn wants(&self) -> PollFlags {
-        let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, self.wants_input());
-        flags.set(PollFlags::OUT, self.waiting > 0);
-        flags
+    /// What to wait for, if for anything.
+    pub(super) fn wants(&self) -> Option<Interest> {
+        match (self.wants_input(), self.waiting > 0) {
+            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+            (true, false) => Some(Interest::READABLE),
+            (false, true) => Some(Interest::WRITABLE),
+            (false, false) => None,
+        }
     }
 
     fn wants_input(&self) -> bool {
         !self.ended && self.open < MAX_OPEN && self.waiting < ENOUGH_WAITING
     }
 
-    /// Reads what is there, at the most a chunk.
-    pub(super) fn read(&mut self) {
+    /// Reads what is there, at the most a chunk; false if nothing was.
+    pub(super) fn read(&mut self) -> bool {
         if !self.wants_input() {
-            return;
+            return false;
         }
         let mut chunk = [0; CHUNK];
-        match self.stream.read(&mut chunk) {
+        match self.stream.try_read(&mut chunk) {
             Ok(0) => self.ended = true,
             Ok(length) => self.incoming.push(&chunk[..length]),
-            Err(error) if is_later(&error) => {}
+            Err(error) if is_later(&error) => return false,
             Err(_) => {
                 self.ended = true;
                 self.incoming.take_rest();
             }
         }
+        true
     }
 
     /// The next line that was read, if it may be taken: a client with enough
@@ -127,19 +129,9 @@ impl Connection {
         None
     }
 
-    /// Whether there may be more to read.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended
-    }
-
     /// A request has begun.
     pub(super) fn opened(&mut self) {
         self.open += 1;
-    }
-
-    /// Requests that have no last line yet.
-    pub(super) fn open(&self) -> usize {
-        self.open
     }
 
     /// Queues a line; `last` ends a request.
@@ -164,7 +156,7 @@ impl Connection {
     /// Writes what the client takes. An error: it is gone.
     pub(super) fn write(&mut self) -> io::Result<()> {
         while let Some(line) = self.outgoing.front() {
-            match self.stream.write(&line[self.written..]) {
+            match self.stream.try_write(&line[self.written..]) {
                 Ok(length) => {
                     self.moved = Instant::now();
                     self.waiting -= length;
@@ -186,14 +178,14 @@ impl Connection {
         self.ended && self.incoming.is_empty() && self.open == 0 && self.waiting == 0
     }
 
-    /// Bytes that the client has yet to read.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting
+    /// Whether every request has its answer and the client has read it.
+    pub(super) fn is_answered(&self) -> bool {
+        self.open == 0 && self.waiting == 0
     }
 
     /// When patience with a client that does not read ends.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        (self.waiting > 0).then(|| self.moved + PATIENCE)
+    pub(super) fn deadline(&self, limits: &Limits) -> Option<Instant> {
+        (self.waiting > 0).then(|| self.moved + limits.reading)
     }
 }
 

@@ -5,12 +5,16 @@
 //! until the vCPUs are parked.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::api::{Answer, Error, ErrorKind, Lifecycle, Request, State, Status};
-use super::movers::{Job, Movers};
+use super::api::{
+    self, Answer, Error, ErrorKind, Event, JobKind, Lifecycle, Request, State, Status,
+};
+use super::metrics::{self, Counts};
+use super::movers::{Job, Migration, Movers};
 use super::{Call, Calls, Memory, Reply, translate};
 use crate::machine::PARK_LIMIT;
 
@@ -32,6 +36,10 @@ pub trait Owner {
     fn vcpus(&self) -> usize;
     /// Bytes of guest memory.
     fn memory_bytes(&self) -> u64;
+    /// Exits of all vCPUs so far, by kind.
+    fn exits(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// A pause that has begun.
@@ -59,7 +67,8 @@ impl std::fmt::Debug for Desk {
 impl Desk {
     /// A desk for a machine whose memory is `memory`, if it moves.
     pub fn new(calls: Calls, memory: Option<Arc<dyn Memory>>) -> Self {
-        Self { calls, movers: memory.map(Movers::new), pausing: None, patience: PARK_LIMIT }
+        let movers = memory.map(|memory| Movers::new(memory, Arc::clone(&calls.hub)));
+        Self { calls, movers, pausing: None, patience: PARK_LIMIT }
     }
 
     /// Readable when there is something to do.
@@ -97,29 +106,78 @@ impl Desk {
             }
             Request::Pause {} => self.pause(reply, machine),
             Request::Resume {} => reply.finish(self.resume(machine)),
+            Request::Metrics {} => {
+                let (status, counts) = (Box::new(self.status(machine)), self.counts(machine));
+                match &self.movers {
+                    Some(movers) => movers.submit(Job::Metrics(status, counts), reply),
+                    None => {
+                        let text = metrics::text(&status, &counts);
+                        reply.finish(Ok(Answer::Metrics(api::Metrics { text })));
+                    }
+                }
+            }
+            Request::Jobs {} => reply.finish(Ok(Answer::Jobs(match &self.movers {
+                Some(movers) => movers.jobs().all(),
+                None => api::Jobs { jobs: Vec::new() },
+            }))),
+            Request::Job { job } => {
+                let found = self.movers().and_then(|movers| movers.jobs().get(job));
+                reply.finish(found.map(|job| Answer::Job(Box::new(job))));
+            }
+            Request::Cancel { job } => {
+                let ended = self.movers().and_then(|movers| movers.jobs().cancel(job));
+                reply.finish(ended.map(|job| Answer::Job(Box::new(job))));
+            }
+            Request::Policy { set } => self.submit(reply, Ok(Job::Policy(set))),
             Request::Residency { verify, from } => {
                 self.submit(reply, Ok(Job::Residency { verify, from: from.0 }));
             }
             Request::Migrate(asked) => {
-                self.submit(reply, translate::migrate_request(&asked).map(Job::Migrate));
+                let (what, detach) = (JobKind::Migrate, asked.detach);
+                let job = translate::migrate_request(&asked)
+                    .map(|request| Job::Migrate(Migration { what, request, detach }));
+                self.submit(reply, job);
             }
-            Request::Evacuate { region } => {
-                self.submit(reply, Ok(Job::Migrate(translate::evacuation(region))));
+            Request::Evacuate(asked) => {
+                let (what, detach) = (JobKind::Evacuate, asked.detach);
+                let request = translate::evacuation(asked.region);
+                self.submit(reply, Ok(Job::Migrate(Migration { what, request, detach })));
             }
             Request::Pin { range } => self.submit(reply, Ok(Job::Pin(range))),
             Request::Unpin { pin } => self.submit(reply, Ok(Job::Unpin(pin))),
+            Request::Unplug { region } => self.submit(reply, Ok(Job::Unplug(region))),
+            Request::Plug { region } => self.submit(reply, Ok(Job::Plug(region))),
+            Request::FailPage { address } => self.submit(reply, Ok(Job::FailPage(address.0))),
         }
     }
 
     fn submit(&self, reply: Reply, job: Result<Job, Error>) {
-        match (job, &self.movers) {
-            (Err(error), _) => reply.finish(Err(error)),
-            (Ok(job), Some(movers)) => movers.submit(job, reply),
-            (Ok(_), None) => {
-                let message = "no memory of this machine moves";
-                reply.finish(Err(Error::new(ErrorKind::Unsupported, message)));
-            }
+        match job.and_then(|job| Ok((job, self.movers()?))) {
+            Ok((job, movers)) => movers.submit(job, reply),
+            Err(error) => reply.finish(Err(error)),
         }
+    }
+
+    fn movers(&self) -> Result<&Movers, Error> {
+        let none = || Error::new(ErrorKind::Unsupported, "no memory of this machine moves");
+        self.movers.as_ref().ok_or_else(none)
+    }
+
+    fn counts(&self, machine: &impl Owner) -> Counts {
+        let traffic = &self.calls.traffic;
+        let (lines, http) = (&traffic.lines, &traffic.http);
+        Counts {
+            requests: (lines.load(Ordering::Relaxed), http.load(Ordering::Relaxed)),
+            jobs: self.movers.as_ref().map(|movers| movers.jobs().counts()).unwrap_or_default(),
+            exits: machine.exits(),
+        }
+    }
+
+    /// The machine does something else.
+    fn tell(&self, state: State) -> Lifecycle {
+        let lifecycle = Lifecycle { state };
+        self.calls.hub.tell(Event::Lifecycle(lifecycle));
+        lifecycle
     }
 
     fn state(&self, machine: &impl Owner) -> State {
@@ -160,7 +218,7 @@ impl Desk {
         match self.state(machine) {
             State::Paused => {
                 machine.resume();
-                Ok(Answer::Lifecycle(Lifecycle { state: State::Running }))
+                Ok(Answer::Lifecycle(self.tell(State::Running)))
             }
             State::Pausing => wrong("the machine is being paused: wait until it is"),
             State::Running => wrong("the machine is not paused"),
@@ -172,7 +230,7 @@ impl Desk {
     fn look(&mut self, machine: &mut impl Owner) {
         let Some(Pausing { deadline, reply }) = self.pausing.take() else { return };
         if machine.is_parked() {
-            reply.finish(Ok(Answer::Lifecycle(Lifecycle { state: State::Paused })));
+            reply.finish(Ok(Answer::Lifecycle(self.tell(State::Paused))));
         } else if Instant::now() >= deadline {
             machine.resume();
             let message = format!(
@@ -192,6 +250,7 @@ impl Drop for Desk {
         if let Some(movers) = &self.movers {
             movers.stop();
         }
+        self.calls.hub.end();
     }
 }
 

@@ -10,13 +10,19 @@ use std::time::Duration;
 use neap_memory::Gpa;
 use neap_memory::migrate::MigrateRequest;
 
-use super::api::{self, Answer, Error, ErrorKind, MAX_RUNS};
+use super::api::{self, Answer, Error, ErrorKind, Event, JobKind, MAX_RUNS, PolicyWord};
+use super::hub::Hub;
+use super::jobs::Jobs;
+use super::metrics::{self, Counts};
 use super::{Memory, Reply, translate};
 
 /// How long a pin waits for a granule in motion.
 const PIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Most requests about memory at a time, of all clients: each takes a thread.
 const MAX_MOVERS: usize = 64;
+/// Of these, most migrations, so that whoever wants to see what they do or
+/// hold is not refused for them.
+const MAX_MIGRATIONS: usize = 32;
 /// Most pins at a time that clients hold.
 const MAX_PINS: usize = 4096;
 
@@ -25,21 +31,40 @@ const MAX_PINS: usize = 4096;
 pub(super) enum Job {
     /// Adds to what the main thread knows.
     Status(Box<api::Status>),
+    /// The same, as metrics.
+    Metrics(Box<api::Status>, Counts),
     Residency {
         verify: bool,
         from: u64,
     },
-    Migrate(MigrateRequest),
+    Migrate(Migration),
     Pin(api::Range),
     Unpin(u64),
+    Unplug(u8),
+    Plug(u8),
+    FailPage(u64),
+    Policy(Option<PolicyWord>),
+}
+
+/// A migration that is asked for.
+#[derive(Debug)]
+pub(super) struct Migration {
+    pub(super) what: JobKind,
+    pub(super) request: MigrateRequest,
+    /// Whether it goes on without whoever asked.
+    pub(super) detach: bool,
 }
 
 /// Where movers come from.
 pub(super) struct Movers {
     memory: Arc<dyn Memory>,
     pins: Arc<Mutex<Pins>>,
+    jobs: Arc<Jobs>,
+    hub: Arc<Hub>,
     /// One clone for each thread, and this one.
     at_work: Arc<()>,
+    /// The same for migrations.
+    migrating: Arc<()>,
 }
 
 /// What clients hold.
@@ -50,8 +75,21 @@ struct Pins {
 }
 
 impl Movers {
-    pub(super) fn new(memory: Arc<dyn Memory>) -> Self {
-        Self { memory, pins: Arc::default(), at_work: Arc::default() }
+    pub(super) fn new(memory: Arc<dyn Memory>, hub: Arc<Hub>) -> Self {
+        let jobs = Arc::new(Jobs::new(Arc::clone(&hub)));
+        Self {
+            memory,
+            pins: Arc::default(),
+            jobs,
+            hub,
+            at_work: Arc::default(),
+            migrating: Arc::default(),
+        }
+    }
+
+    /// The jobs that there are.
+    pub(super) fn jobs(&self) -> &Jobs {
+        &self.jobs
     }
 
     /// Has `job` done; its result goes to `reply`.
@@ -60,17 +98,27 @@ impl Movers {
             let message = format!("{MAX_MOVERS} requests are at work: wait for one");
             return reply.finish(Err(Error::new(ErrorKind::Refused, message)));
         }
-        let (memory, pins) = (Arc::clone(&self.memory), Arc::clone(&self.pins));
+        let migrating = matches!(job, Job::Migrate(_)).then(|| Arc::clone(&self.migrating));
+        // One clone is its own, one this.
+        if migrating.is_some() && Arc::strong_count(&self.migrating) > MAX_MIGRATIONS + 1 {
+            let message = format!("{MAX_MIGRATIONS} migrations are at work: wait for one");
+            return reply.finish(Err(Error::new(ErrorKind::Refused, message)));
+        }
+        let means = Means {
+            memory: Arc::clone(&self.memory),
+            pins: Arc::clone(&self.pins),
+            jobs: Arc::clone(&self.jobs),
+            hub: Arc::clone(&self.hub),
+        };
         let at_work = Arc::clone(&self.at_work);
         // The reply has to survive a thread that does not come to be.
         let slot = Arc::new(Mutex::new(Some(reply)));
         let work = {
             let slot = Arc::clone(&slot);
             move || {
-                let _at_work = at_work;
+                let _at_work = (at_work, migrating);
                 if let Some(reply) = lock(&slot).take() {
-                    let result = carry_out(job, &*memory, &pins, &reply);
-                    reply.finish(result);
+                    means.carry_out(job, reply);
                 }
             }
         };
@@ -87,35 +135,93 @@ impl Movers {
     }
 }
 
-fn carry_out(
-    job: Job,
-    memory: &dyn Memory,
-    pins: &Mutex<Pins>,
-    reply: &Reply,
-) -> Result<Answer, Error> {
-    match job {
-        Job::Status(mut status) => {
-            status.tiers = Some(memory.status());
-            Ok(Answer::Status(status))
-        }
-        Job::Residency { verify, from } => residency(memory, verify, from, reply),
-        Job::Migrate(request) => migrate(memory, &request, reply),
-        Job::Pin(range) => pin(memory, pins, &range),
-        Job::Unpin(number) => match lock(pins).held.remove(&number) {
-            Some(_pin) => Ok(Answer::Unpinned(api::Unpinned {})),
-            None => Err(Error::new(ErrorKind::Refused, format!("there is no pin {number}"))),
-        },
-    }
+/// What a mover works with.
+struct Means {
+    memory: Arc<dyn Memory>,
+    pins: Arc<Mutex<Pins>>,
+    jobs: Arc<Jobs>,
+    hub: Arc<Hub>,
 }
 
-fn migrate(memory: &dyn Memory, request: &MigrateRequest, reply: &Reply) -> Result<Answer, Error> {
-    let mut tell = |progress: &neap_memory::migrate::Progress| {
-        reply.progress(translate::progress(progress));
-        if reply.is_wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    };
-    match memory.migrate(request, &mut tell) {
-        Ok(report) => Ok(Answer::Migrated(translate::migrated(report))),
-        Err(error) => Err(translate::refusal(&error)),
+impl Means {
+    fn carry_out(self, job: Job, reply: Reply) {
+        let memory = &*self.memory;
+        let result = match job {
+            Job::Status(mut status) => {
+                status.tiers = Some(memory.status());
+                Ok(Answer::Status(status))
+            }
+            Job::Metrics(mut status, counts) => {
+                status.tiers = Some(memory.status());
+                Ok(Answer::Metrics(api::Metrics { text: metrics::text(&status, &counts) }))
+            }
+            Job::Residency { verify, from } => residency(memory, verify, from, &reply),
+            Job::Migrate(asked) if asked.detach => return self.migrate_detached(&asked, reply),
+            Job::Migrate(asked) => self.migrate(&asked, &reply),
+            Job::Pin(range) => pin(memory, &self.pins, &range),
+            Job::Unpin(number) => match lock(&self.pins).held.remove(&number) {
+                Some(_pin) => Ok(Answer::Unpinned(api::Unpinned {})),
+                None => Err(Error::new(ErrorKind::Refused, format!("there is no pin {number}"))),
+            },
+            Job::Unplug(region) => self.unplug(region, &reply),
+            Job::Plug(region) => memory.plug(region).map(Answer::Plugged).map_err(refused),
+            Job::FailPage(address) => memory
+                .fail_page(Gpa(address))
+                .map(|()| Answer::PageFailed(api::PageFailed {}))
+                .map_err(refused),
+            Job::Policy(set) => self.policy(set),
+        };
+        reply.finish(result);
+    }
+
+    /// A migration that ends when nobody waits for it any more.
+    fn migrate(&self, asked: &Migration, reply: &Reply) -> Result<Answer, Error> {
+        let job = self.jobs.begin(asked.what, false);
+        let mut tell = |progress: &neap_memory::migrate::Progress| {
+            reply.progress(translate::progress(progress));
+            match reply.is_wanted() {
+                true => job.progress(progress),
+                false => ControlFlow::Break(()),
+            }
+        };
+        let result = self.memory.migrate(&asked.request, &mut tell);
+        let result = result.map(translate::migrated).map_err(|error| translate::refusal(&error));
+        job.end(&result);
+        result.map(Answer::Migrated)
+    }
+
+    /// A migration that is answered before it begins.
+    fn migrate_detached(&self, asked: &Migration, reply: Reply) {
+        if let Err(error) = self.memory.check(&asked.request) {
+            return reply.finish(Err(translate::refusal(&error)));
+        }
+        let job = self.jobs.begin(asked.what, true);
+        reply.finish(job.told().map(|job| Answer::Job(Box::new(job))));
+        let mut tell = |progress: &neap_memory::migrate::Progress| job.progress(progress);
+        let result = self.memory.migrate(&asked.request, &mut tell);
+        job.end(&result.map(translate::migrated).map_err(|error| translate::refusal(&error)));
+    }
+
+    fn unplug(&self, region: u8, reply: &Reply) -> Result<Answer, Error> {
+        let mut tell = |progress: &neap_memory::migrate::Progress| {
+            reply.progress(translate::progress(progress));
+            if reply.is_wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        self.memory.unplug(region, &mut tell).map(Answer::Unplugged).map_err(refused)
+    }
+
+    fn policy(&self, set: Option<PolicyWord>) -> Result<Answer, Error> {
+        if let Some(PolicyWord(name)) = set {
+            let before = self.memory.set_policy(name);
+            let before = before.map_err(|why| Error::new(ErrorKind::Refused, why))?;
+            if before != name {
+                let (policy, before) = (PolicyWord(name), PolicyWord(before));
+                self.hub.tell(Event::Policy(api::PolicyChanged { policy, before }));
+            }
+        }
+        let (policy, available) = self.memory.policy();
+        let available = available.into_iter().map(PolicyWord).collect();
+        Ok(Answer::Policy(api::Policy { policy: PolicyWord(policy), available }))
     }
 }
 
@@ -149,6 +255,10 @@ fn pin(memory: &dyn Memory, pins: &Mutex<Pins>, range: &api::Range) -> Result<An
     pins.next += 1;
     pins.held.insert(number, held);
     Ok(Answer::Pinned(api::Pinned { pin: number }))
+}
+
+fn refused(why: String) -> Error {
+    Error::new(ErrorKind::Refused, why)
 }
 
 /// What the locks guard is right after every statement under them.

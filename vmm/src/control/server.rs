@@ -1,22 +1,26 @@
-//! The control thread: one loop over all sockets, none of which it waits for.
+//! The control thread: one runtime over all sockets, none of which it waits
+//! for. The first byte of a client decides what it speaks: a capital letter
+//! begins an HTTP request, anything else a JSON line.
 
-use std::collections::BTreeMap;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::api::{self, Body, Error, ErrorKind, MAX_LINE, Message};
-use super::connection::{Connection, Received};
+use super::api::{self, Body, Error, ErrorKind, Message, Request};
+use super::connection::CHUNK;
+use super::hub::Hub;
 use super::socket::ListeningSocket;
-use super::{Call, Calls, Outgoing, Reply};
-use crate::fd;
+use super::{Call, Calls, Reply, Traffic, http, talk};
 
 /// Most clients at a time.
 pub const MAX_CLIENTS: usize = 16;
@@ -25,12 +29,30 @@ pub const MAX_CLIENTS: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long last answers get at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a client too many may take to show what it speaks, before it is
+/// turned away in JSON.
+const DOORSTEP: Duration = Duration::from_millis(200);
+
+/// How long clients may take; tests have less time than the defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For an HTTP request's head, and again for its body. Also the time that
+    /// a connection is kept without a request.
+    pub sending: Duration,
+    /// To leave what waits for it without reading a byte.
+    pub reading: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { sending: Duration::from_secs(10), reading: Duration::from_secs(30) }
+    }
+}
 
 /// The control thread, seen from its owner.
 #[derive(Debug)]
 pub struct Server {
-    stop: Arc<AtomicBool>,
-    wake: Arc<EventFd>,
+    stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -40,26 +62,34 @@ impl Server {
     /// # Errors
     /// No thread or descriptor could be had.
     pub fn start(socket: ListeningSocket) -> io::Result<(Self, Calls)> {
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        Self::start_with(socket, Limits::default())
+    }
+
+    /// The same with other limits.
+    ///
+    /// # Errors
+    /// No thread or descriptor could be had.
+    pub fn start_with(socket: ListeningSocket, limits: Limits) -> io::Result<(Self, Calls)> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            UnixListener::from_std(socket.listener().try_clone()?)?
+        };
         let calls_wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let stop = Arc::new(AtomicBool::new(false));
         let (calls, receiver) = mpsc::channel();
-        let (outgoing, replies) = mpsc::channel();
-        let work = Work {
-            socket,
-            clients: BTreeMap::new(),
-            next_client: 0,
-            refuse_until: None,
+        let (hub, traffic) = (Arc::new(Hub::default()), Arc::new(Traffic::default()));
+        let calls = Ways {
             calls,
             calls_wake: Arc::clone(&calls_wake),
-            outgoing,
-            replies,
-            wake: Arc::clone(&wake),
-            stop: Arc::clone(&stop),
+            hub: Arc::clone(&hub),
+            traffic: Arc::clone(&traffic),
+            limits,
         };
-        let thread = thread::Builder::new().name("control".into()).spawn(move || work.run())?;
-        let calls = Calls { receiver, wake: calls_wake };
-        Ok((Self { stop, wake, thread: Some(thread) }, calls))
+        let (stop, stopped) = watch::channel(false);
+        let work = move || run(&runtime, listener, socket, calls, stopped);
+        let thread = thread::Builder::new().name("control".into()).spawn(work)?;
+        let calls = Calls { receiver, wake: calls_wake, hub, traffic };
+        Ok((Self { stop, thread: Some(thread) }, calls))
     }
 
     /// Ends it: requests that are still open get a short while for their last
@@ -69,8 +99,7 @@ impl Server {
     }
 
     fn end(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        let _ = self.wake.write(1);
+        self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
             // A panic was reported when it happened.
             let _ = thread.join();
@@ -84,166 +113,116 @@ impl Drop for Server {
     }
 }
 
-struct Work {
-    socket: ListeningSocket,
-    clients: BTreeMap<u64, Connection>,
-    next_client: u64,
-    refuse_until: Option<Instant>,
+/// The ways from a client into the machine, and what there is to know about
+/// them.
+pub(super) struct Ways {
     calls: Sender<Call>,
     calls_wake: Arc<EventFd>,
-    outgoing: Sender<Outgoing>,
-    replies: Receiver<Outgoing>,
-    wake: Arc<EventFd>,
-    stop: Arc<AtomicBool>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) limits: Limits,
 }
 
-impl Work {
-    fn run(mut self) {
-        let mut farewell: Option<Instant> = None;
-        loop {
-            if farewell.is_none() && self.stop.load(Ordering::Acquire) {
-                farewell = Some(Instant::now() + FAREWELL);
-            }
-            if let Some(end) = farewell {
-                self.clients.retain(|_, client| client.open() + client.waiting() > 0);
-                if self.clients.is_empty() || Instant::now() >= end {
-                    return;
+impl Ways {
+    /// Hands a request to the main thread.
+    pub(super) fn ask(&self, request: Request, reply: Reply) {
+        // Where the main thread has ended, the reply says so.
+        let _ = self.calls.send(Call { request, reply });
+        let _ = self.calls_wake.write(1);
+    }
+}
+
+/// `_socket` removes its file when this ends.
+fn run(
+    runtime: &Runtime,
+    listener: UnixListener,
+    _socket: ListeningSocket,
+    ways: Ways,
+    stop: watch::Receiver<bool>,
+) {
+    LocalSet::new().block_on(runtime, serve(listener, Rc::new(ways), stop));
+}
+
+async fn serve(listener: UnixListener, ways: Rc<Ways>, mut stop: watch::Receiver<bool>) {
+    let mut clients = JoinSet::new();
+    let mut doorstep = JoinSet::new();
+    // For the tasks, which see by it that the end has come.
+    let stopped = stop.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if clients.len() < MAX_CLIENTS => {
+                    clients.spawn_local(client(stream, Rc::clone(&ways), stopped.clone()));
                 }
-            }
-            match self.wait(farewell) {
-                Ok(ready) => self.serve(&ready, farewell.is_some()),
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    crate::failure::tell(format_args!("control socket: poll: {error}"));
-                    return;
+                Ok((stream, _)) if doorstep.len() < MAX_CLIENTS => {
+                    doorstep.spawn_local(turn_away(stream));
                 }
-            }
-        }
-    }
-
-    /// Waits until there is something to do. The result is for the wake-up,
-    /// the listener, and each client in order.
-    fn wait(&self, end: Option<Instant>) -> Result<Vec<PollFlags>, Errno> {
-        let now = Instant::now();
-        let accept = match self.refuse_until {
-            _ if end.is_some() => PollFlags::empty(),
-            Some(until) if until > now => PollFlags::empty(),
-            _ => PollFlags::IN,
-        };
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(fd::of_event(&self.wake), PollFlags::IN),
-            PollFd::new(self.socket.listener(), accept),
-        ];
-        for client in self.clients.values() {
-            fds.push(PollFd::from_borrowed_fd(client.fd(), client.wants()));
-        }
-        let deadlines = self.clients.values().filter_map(Connection::deadline);
-        let deadline = deadlines.chain(end).chain(self.refuse_until.filter(|at| *at > now)).min();
-        let timeout = deadline.map(|at| {
-            let left = at.saturating_duration_since(now);
-            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
-        });
-        poll(&mut fds, timeout.as_ref())?;
-        Ok(fds.iter().map(PollFd::revents).collect())
-    }
-
-    fn serve(&mut self, ready: &[PollFlags], ending: bool) {
-        let _ = self.wake.read();
-        // First, because a client whose request is done may have sent another.
-        while let Ok(Outgoing { client, line, last }) = self.replies.try_recv() {
-            if let Some(connection) = self.clients.get_mut(&client) {
-                connection.queue(line, last);
-            }
-        }
-        let clients: Vec<u64> = self.clients.keys().copied().collect();
-        for (client, flags) in clients.into_iter().zip(ready.iter().skip(2)) {
-            self.serve_client(client, *flags, ending);
-        }
-        let now = Instant::now();
-        self.clients.retain(|_, client| {
-            client.write().is_ok()
-                && !client.is_over()
-                && client.deadline().is_none_or(|deadline| deadline > now)
-        });
-        // A client that took its answers may go on with what it sent before.
-        if !ending {
-            let clients: Vec<u64> = self.clients.keys().copied().collect();
-            for client in clients {
-                self.serve_client(client, PollFlags::empty(), ending);
-            }
-        }
-        if ready.get(1).is_some_and(|flags| !flags.is_empty()) {
-            self.accept();
-        }
-    }
-
-    fn serve_client(&mut self, client: u64, flags: PollFlags, ending: bool) {
-        let Some(mut connection) = self.clients.remove(&client) else { return };
-        let hung_up = flags.intersects(PollFlags::HUP | PollFlags::ERR);
-        if !ending {
-            if flags.contains(PollFlags::IN) {
-                connection.read();
-            }
-            while let Some(received) = connection.take() {
-                self.receive(client, &mut connection, received);
-            }
-        }
-        // What a client sent before it went is carried out as far as it came
-        // whole; to read on is for the next round.
-        if !hung_up || (!ending && flags.contains(PollFlags::IN) && !connection.has_ended()) {
-            self.clients.insert(client, connection);
-        }
-    }
-
-    fn receive(&self, client: u64, connection: &mut Connection, received: Received) {
-        let (id, error) = match received {
-            Received::Line(line) => match api::parse(&line) {
-                Ok((id, request)) => {
-                    connection.opened();
-                    let reply = Reply {
-                        outgoing: self.outgoing.clone(),
-                        wake: Arc::clone(&self.wake),
-                        client,
-                        id,
-                        gone: Arc::clone(connection.gone()),
-                        answered: false,
-                    };
-                    // Where the main thread has ended, the reply says so.
-                    let _ = self.calls.send(Call { request, reply });
-                    let _ = self.calls_wake.write(1);
-                    return;
+                Ok((stream, _)) => turn_away_in(&stream, None),
+                Err(_) => {
+                    if timeout(ACCEPT_PAUSE, stop.changed()).await.is_ok() {
+                        break;
+                    }
                 }
-                Err(wrong) => wrong,
             },
-            Received::TooLong => {
-                let message = format!("a line longer than {MAX_LINE} bytes: the connection ends");
-                (None, Error::new(ErrorKind::TooLong, message))
-            }
-        };
-        let body = Body::Error(error);
-        connection.queue_notice(api::message_line(&Message { id, body }));
-    }
-
-    fn accept(&mut self) {
-        self.refuse_until = None;
-        let stream = match self.socket.listener().accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                self.refuse_until = Some(Instant::now() + ACCEPT_PAUSE);
-                return;
-            }
-        };
-        let Ok(mut connection) = Connection::new(stream) else { return };
-        if self.clients.len() < MAX_CLIENTS {
-            self.clients.insert(self.next_client, connection);
-            self.next_client += 1;
-            return;
+            Some(_) = clients.join_next() => {}
+            Some(_) = doorstep.join_next() => {}
+            _ = stop.changed() => break,
         }
-        let message = format!("{MAX_CLIENTS} clients are connected already: at most as many");
-        let body = Body::Error(Error::new(ErrorKind::TooManyClients, message));
-        connection.queue_notice(api::message_line(&Message { id: None, body }));
-        // One line fits the socket's buffer; then it is closed.
-        let _ = connection.write();
     }
+    // Whoever does not come to an end by itself is left.
+    let farewell = async { while clients.join_next().await.is_some() {} };
+    let _ = timeout(FAREWELL, farewell).await;
+}
+
+async fn client(stream: UnixStream, ways: Rc<Ways>, mut stop: watch::Receiver<bool>) {
+    let mut first = [0; CHUNK];
+    let length = tokio::select! {
+        read = read_some(&stream, &mut first) => read,
+        _ = stop.changed() => return,
+    };
+    // Nothing at all, and gone again.
+    let Some(first) = first.get(..length).filter(|first| !first.is_empty()) else { return };
+    if is_http(first) {
+        http::serve(stream, first, ways, stop).await;
+    } else {
+        talk::serve(stream, first, ways, stop).await;
+    }
+}
+
+/// No JSON begins with a capital letter, and no HTTP method with anything else.
+fn is_http(first: &[u8]) -> bool {
+    first.first().is_some_and(u8::is_ascii_uppercase)
+}
+
+/// Bytes as soon as there are some; none: there will be none.
+async fn read_some(stream: &UnixStream, buffer: &mut [u8]) -> usize {
+    loop {
+        if stream.readable().await.is_err() {
+            return 0;
+        }
+        match stream.try_read(buffer) {
+            Ok(length) => return length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return 0,
+        }
+    }
+}
+
+/// Tells a client too many so, in what it speaks.
+async fn turn_away(stream: UnixStream) {
+    let mut first = [0; 1];
+    let spoken = timeout(DOORSTEP, read_some(&stream, &mut first)).await;
+    turn_away_in(&stream, spoken.ok().and_then(|length| first.get(..length)));
+}
+
+/// One answer fits the socket's buffer; then it is closed.
+fn turn_away_in(stream: &UnixStream, first: Option<&[u8]>) {
+    let message = format!("{MAX_CLIENTS} clients are connected already: at most as many");
+    let error = Error::new(ErrorKind::TooManyClients, message);
+    let bytes = if first.is_some_and(is_http) {
+        http::refusal(&error)
+    } else {
+        api::message_line(&Message { id: None, body: Body::Error(error) })
+    };
+    let _ = stream.try_write(&bytes);
 }

@@ -9,7 +9,7 @@ use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::table::Place;
-use neap_memory::tiers::{Residence, Tiers};
+use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, Residence, Tiers};
 use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};
 
@@ -23,6 +23,10 @@ impl Memory for Tiers {
         progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
     ) -> Result<Report, RequestError> {
         Self::migrate(self, request, progress)
+    }
+
+    fn check(&self, request: &MigrateRequest) -> Result<(), RequestError> {
+        Self::check(self, request)
     }
 
     fn residency(&self, from: Gpa, most: usize) -> Vec<api::Run> {
@@ -90,6 +94,8 @@ impl Memory for Tiers {
             outcomes: outcomes(&counts.outcomes),
             faults: faults.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
             heat,
+            fault_latency: fault_latency(&counts.latency),
+            memory_failures: counts.lost,
             vmas,
             vma_budget,
         }
@@ -102,8 +108,47 @@ impl Memory for Tiers {
         }
     }
 
+    fn unplug(
+        &self,
+        region: u8,
+        progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
+    ) -> Result<api::Unplugged, String> {
+        let unplugged = Self::unplug(self, region, progress).map_err(|error| error.to_string())?;
+        Ok(api::Unplugged {
+            gone: unplugged.left.is_empty(),
+            moved: amount(unplugged.moved),
+            released: unplugged.released,
+            left: unplugged.left.into_iter().map(skipped).collect(),
+        })
+    }
+
+    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
+        let frames = Self::plug(self, region).map_err(|error| error.to_string())?;
+        Ok(api::Plugged { frames })
+    }
+
+    fn fail_page(&self, gpa: Gpa) -> Result<(), String> {
+        Self::fail_page(self, gpa).map_err(|error| error.to_string())
+    }
+
+    fn policy(&self) -> (PolicyName, Vec<PolicyName>) {
+        (Self::policy(self), self.policies())
+    }
+
+    fn set_policy(&self, name: PolicyName) -> Result<PolicyName, String> {
+        Self::set_policy(self, name).map_err(|error| error.to_string())
+    }
+
     fn stop(&self) {
         Self::stop(self);
+    }
+}
+
+fn fault_latency(latency: &LatencyCounts) -> api::FaultLatency {
+    api::FaultLatency {
+        bounds_us: LATENCY_BOUNDS_US.to_vec(),
+        counts: latency.buckets.to_vec(),
+        total_ns: u64::try_from(latency.total.as_nanos()).unwrap_or(u64::MAX),
     }
 }
 
@@ -148,6 +193,14 @@ fn amount(moved: migrate::Moved) -> api::Amount {
     api::Amount { granules: moved.granules, bytes: moved.bytes }
 }
 
+fn skipped(skipped: migrate::Skipped) -> api::Skipped {
+    api::Skipped {
+        base: Hex(skipped.range.base().0),
+        size: skipped.range.size(),
+        outcome: skipped.outcome.to_string(),
+    }
+}
+
 /// How far a migration is, for a client.
 pub(super) fn progress(progress: &migrate::Progress) -> api::Progress {
     api::Progress { done: progress.done, total: progress.total, moved: amount(progress.moved) }
@@ -155,11 +208,7 @@ pub(super) fn progress(progress: &migrate::Progress) -> api::Progress {
 
 /// What came of a migration, for a client.
 pub(super) fn migrated(report: Report) -> api::Migrated {
-    let skipped = report.skipped.iter().map(|skipped| api::Skipped {
-        base: Hex(skipped.range.base().0),
-        size: skipped.range.size(),
-        outcome: skipped.outcome.to_string(),
-    });
+    let skipped = report.skipped.into_iter().map(skipped);
     api::Migrated {
         moved: amount(report.moved),
         outcomes: outcomes(&report.counts),
@@ -206,6 +255,7 @@ pub(super) fn migrate_request(asked: &api::Migrate) -> Result<MigrateRequest, Er
             system: flags.contains(&api::SelectFlag::System),
             device_private: flags.contains(&api::SelectFlag::DevicePrivate),
             device_public: flags.contains(&api::SelectFlag::DevicePublic),
+            untouched: false,
         },
     };
     Ok(MigrateRequest {
@@ -225,7 +275,7 @@ pub(super) fn evacuation(region: u8) -> MigrateRequest {
     MigrateRequest {
         ranges: Vec::new(),
         to: Target::Home,
-        select: Select { system: false, device_private: true, device_public: true },
+        select: Select { system: false, ..Select::ALL },
         from_pool: Some(PoolId(region)),
         limit: None,
     }

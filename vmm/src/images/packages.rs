@@ -43,12 +43,13 @@ const BUILD: &[(Probe, &str)] = &[
     (Probe::StaticBusybox, "busybox-static"),
 ];
 
-/// Needed to run the lab, to check ACPI tables, and to check a guest's memory
-/// from inside while it moves.
+/// Needed to run the lab, to check ACPI tables, to check a guest's memory
+/// from inside while it moves, and to try the README's examples of HTTP.
 const RUN: &[(Probe, &str)] = &[
     (Probe::Program("qemu-system-x86_64"), "qemu-system-x86"),
     (Probe::Program("iasl"), "acpica-tools"),
     (Probe::Program("memtester"), "memtester"),
+    (Probe::Program("curl"), "curl"),
 ];
 
 impl Probe {

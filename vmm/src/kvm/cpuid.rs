@@ -40,6 +40,14 @@ pub fn address_bits(cpuid: &CpuId) -> u8 {
     }
 }
 
+/// Whether the processor is one of AMD's, or Hygon's, which has its machine
+/// checks.
+pub fn is_amd(cpuid: &CpuId) -> bool {
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0);
+    let name = leaf.map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes).concat());
+    name.is_some_and(|name| name == b"AuthenticAMD" || name == b"HygonGenuine")
+}
+
 /// Physical address bits of the host; needs no KVM.
 pub fn host_address_bits() -> u8 {
     use std::arch::x86_64::__cpuid;
@@ -55,8 +63,14 @@ pub fn adapt(supported: &CpuId, topology: CpuTopology) -> CpuId {
     // Leaves 0x1f and 0x8000_0026 repeat 0xb in finer steps and hold the
     // host's numbers; without them Linux uses 0xb.
     cpuid.retain(|entry| !matches!(entry.function, 0xb | 0x1f | 0x8000_0026));
+    let amd = is_amd(&cpuid);
     for entry in cpuid.as_mut_slice() {
         adapt_entry(entry, topology);
+        // Machine checks that the guest can recover from (MCA overflow recovery,
+        // SUCCOR): without them its kernel panics at any.
+        if amd && entry.function == 0x8000_0007 {
+            entry.ebx |= 0b11;
+        }
     }
     for entry in extended_topology(topology) {
         // There is room: KVM's list is far from its limit of 256.

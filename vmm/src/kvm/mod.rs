@@ -8,6 +8,7 @@ pub mod cpuid;
 pub mod exit;
 pub mod gate;
 pub mod kick;
+pub mod mce;
 pub mod state;
 pub mod vcpu;
 pub mod vm;

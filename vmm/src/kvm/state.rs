@@ -38,6 +38,9 @@ const RFLAGS_FIXED: u64 = 2;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
+const MSR_IA32_FEAT_CTL: u32 = 0x3a;
+const FEAT_CTL_LOCKED: u64 = 1;
+const FEAT_CTL_LMCE: u64 = 1 << 20;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs on, default write-back, fixed ranges off.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
@@ -163,6 +166,15 @@ pub fn set_reset_state(vcpu: &VcpuFd) -> Result<(), KvmError> {
         }
     }
     vcpu.set_lapic(&lapic).map_err(named("KVM_SET_LAPIC"))
+}
+
+/// Lets the guest's kernel have machine checks for one processor alone, as a
+/// firmware does.
+///
+/// # Errors
+/// The ioctl that failed.
+pub fn allow_local_machine_checks(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    set_msr(vcpu, MSR_IA32_FEAT_CTL, FEAT_CTL_LOCKED | FEAT_CTL_LMCE)
 }
 
 /// KVM ignores an MSR that this processor does not have (it stops counting

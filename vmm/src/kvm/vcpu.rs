@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
+use neap_memory::poison::{self, Lost};
 
 use super::exit::{self, Buses, ExitCounters, ExitKind, Next};
 use super::gate::{Gate, Pass, Wanted};
 use super::kick::Kickable;
+use super::mce::MachineCheck;
 use crate::lifecycle::StopReason;
+use crate::memory_failure::MemoryFailures;
 use crate::reporter::Reporter;
 
 /// What the vCPU threads of a machine share.
@@ -24,6 +27,10 @@ pub struct Shared {
     pub counters: Vec<ExitCounters>,
     /// Where a vCPU says that the machine is over.
     pub reporter: Reporter,
+    /// Who hears of memory that has failed.
+    pub failures: MemoryFailures,
+    /// How a guest hears of it, if this KVM can tell it.
+    pub machine_check: Option<MachineCheck>,
 }
 
 /// Starts the thread of vCPU `index`.
@@ -64,7 +71,12 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
             }
             Wanted::Stop => return,
         }
-        match enter(kickable.vcpu(), &shared.buses, counters) {
+        let (next, lost) = enter(kickable.vcpu(), &shared.buses, counters);
+        let next = match lost {
+            Some(lost) => after_failure(lost, next, kickable.vcpu(), shared),
+            None => next,
+        };
+        match next {
             Next::Resume => {}
             Next::TripleFault => return shared.reporter.report(StopReason::TripleFault),
             Next::Fail(why) => {
@@ -77,8 +89,26 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
     }
 }
 
-fn enter(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> Next {
-    match vcpu.run() {
+/// Tells the guest of memory that it met and that has failed.
+fn after_failure(lost: Lost, next: Next, vcpu: &VcpuFd, shared: &Shared) -> Next {
+    if !matches!(next, Next::Resume) {
+        return next;
+    }
+    let Some(gpa) = shared.failures.met(lost) else {
+        return Next::Fail("host memory that KVM needs has failed".to_owned());
+    };
+    match shared.machine_check.map(|check| check.raise(vcpu, gpa)) {
+        Some(Ok(())) => next,
+        Some(Err(error)) => Next::Fail(error.to_string()),
+        None => Next::Fail(format!(
+            "host memory at {gpa} has failed, and this KVM has no machine checks for guests"
+        )),
+    }
+}
+
+fn enter(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> (Next, Option<Lost>) {
+    let (result, lost) = poison::in_guest(|| vcpu.run());
+    let next = match result {
         Ok(exit) => exit::handle(exit, buses, counters),
         // EAGAIN: a processor that waits for its start-up IPI was kicked.
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -88,5 +118,6 @@ fn enter(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> Next {
         Err(error) => {
             Next::Fail(format!("KVM_RUN: {}", io::Error::from_raw_os_error(error.errno())))
         }
-    }
+    };
+    (next, lost)
 }

@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         let name = |what: &str| format!("first_touch::{backing}_{granule}_{what}");
         trials.push(trial(name("fills_the_pool_first"), move || fills(backing, granule)));
         trials.push(trial(name("reads_zeros"), move || zeros(backing, granule)));
+        trials.push(trial(name("can_be_left"), move || can_be_left(backing, granule)));
     }
     trials
 }
@@ -69,6 +70,46 @@ fn fills(backing: Backing, granule: GranuleSize) -> Ran {
     rig.bring(rig.ram, Target::Home);
     rig.check();
     rig.check_home();
+    Ok(())
+}
+
+/// Faults that the fault thread has served, once there are as many as `least`:
+/// whoever waited goes on a little before it is counted.
+fn timed(rig: &Rig, least: u64) -> u64 {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let latency = rig.tiers.status().counts.latency;
+        let served = latency.buckets.iter().sum();
+        if served >= least {
+            assert!(!latency.total.is_zero());
+            return served;
+        }
+        assert!(Instant::now() < deadline, "{latency:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Another policy decides from the next touch on, and back again.
+fn can_be_left(backing: Backing, granule: GranuleSize) -> Ran {
+    let ram = ram_for(granule);
+    let _pages = HugePages::behind(backing, 2 * ram)?;
+    let mut rig = plan(backing, granule, ram, ram).build(1);
+    let all = rig.granules(rig.ram);
+    assert_eq!(rig.tiers.policies(), PolicyName::ALL);
+    assert_eq!(rig.tiers.set_policy(PolicyName::Static), Ok(PolicyName::FirstTouch));
+    assert_eq!(rig.tiers.status().policy, PolicyName::Static);
+    rig.hammer(rig.ram);
+    assert_eq!(in_pool(&rig), 0, "{:?}", rig.tiers.status());
+    // Every touch was an event all the same, and was timed.
+    assert_eq!(rig.tiers.status().counts.first_touches, all);
+    assert!(timed(&rig, all) >= all);
+    assert_eq!(rig.tiers.set_policy(PolicyName::FirstTouch), Ok(PolicyName::Static));
+    rig.check();
+    drop(rig);
+    let unwatched = Plan::new(backing, granule, ram).build(1);
+    let refused = unwatched.tiers.set_policy(PolicyName::FirstTouch).unwrap_err().to_string();
+    assert!(refused.contains("--policy first-touch"), "{refused}");
+    assert_eq!(unwatched.tiers.policy(), PolicyName::Static);
     Ok(())
 }
 

@@ -20,6 +20,8 @@ mod hugetlb;
 mod injection;
 mod kinds;
 mod ping_pong;
+mod plug;
+mod poison;
 mod refusals;
 mod requests;
 mod rig;
@@ -70,6 +72,8 @@ fn main() -> ExitCode {
         devices::trials(),
         refusals::trials(),
         requests::trials(),
+        plug::trials(),
+        poison::trials(),
         ends::trials(),
     ];
     let mut arguments = Arguments::from_args();

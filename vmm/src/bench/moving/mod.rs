@@ -11,6 +11,7 @@
 //! everything else the last one ([`host::Places`]), so that a ratio does not
 //! depend on where the scheduler puts threads.
 
+pub mod api;
 pub mod copying;
 pub mod fault;
 pub mod floor_move;

@@ -109,7 +109,7 @@ fn resident() -> Result<u64, BenchError> {
     Ok(kib * KIB)
 }
 
-fn fatal(message: &str) -> ! {
+pub(super) fn fatal(message: &str) -> ! {
     tell(message);
     std::process::exit(VM_FAILED.into())
 }

@@ -4,7 +4,7 @@ use neap_memory::addr::GIB;
 
 use super::host::{Interrupts, window_size};
 use super::rates::Task;
-use super::{Variant, fault, guest_time, overhead, pool, rates, steady};
+use super::{Variant, api, fault, guest_time, overhead, pool, rates, steady};
 use crate::bench::BenchError;
 use crate::bench::rows::{Row, Rows};
 use crate::doctor::Host;
@@ -21,6 +21,8 @@ pub enum Subject {
     Steady,
     /// Regions and metadata.
     Pool,
+    /// The API socket while memory moves.
+    Api,
 }
 
 /// A window for what is compared with the floor program: both sides copy the
@@ -72,6 +74,7 @@ fn parts(subject: Subject) -> Vec<Part> {
             .into(),
         Subject::Steady => vec![Part::new(steady::names(), false, steady::measure)],
         Subject::Pool => vec![Part::new(pool::names(), false, pool::measure)],
+        Subject::Api => vec![Part::new(api::names(), false, api::measure)],
     }
 }
 
@@ -118,7 +121,8 @@ mod tests {
 
     #[test]
     fn every_figure_of_the_design_has_a_part() {
-        let subjects = [Subject::Migrate, Subject::Fault, Subject::Steady, Subject::Pool];
+        let subjects =
+            [Subject::Migrate, Subject::Fault, Subject::Steady, Subject::Pool, Subject::Api];
         let mut names: Vec<String> =
             subjects.into_iter().flat_map(parts).flat_map(|part| part.names).collect();
         names.sort();
@@ -146,6 +150,10 @@ mod tests {
                 "pool.bytes_per_granule",
                 "pool.create_ms.1t",
                 "pool.rss_mib.1t",
+                "api.status_ms.1t",
+                "api.residency_ms.1t",
+                "api.scrape_ms",
+                "api.moves_while_scraped",
             ]
             .map(str::to_owned),
         );

@@ -1,18 +1,23 @@
 //! `neap ctl`: looks at a machine that runs, and moves its memory.
 
 mod bar;
+mod jobs;
+mod plug;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
+use neap_memory::policy::PolicyName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::units::{Address, Size};
-use crate::control::api::{self, ErrorKind, Hex, Migrated, Request, Residency, SelectFlag, To};
-use crate::control::client::{Client, ClientError};
+use crate::control::api::{
+    self, ErrorKind, Hex, Migrated, PolicyWord, Request, Residency, SelectFlag, To,
+};
+use crate::control::client::{Client, ClientError, Events};
 use crate::failure::{Failure, Outcome, SUCCESS, print};
 use bar::Bar;
 
@@ -28,7 +33,10 @@ use bar::Bar;
   neap ctl --socket vm.sock migrate --to region:0 --range 0x40000000+256M
   neap ctl --socket vm.sock migrate --to home --from-region 0 --limit 16
   neap ctl --socket vm.sock residency --verify
-  neap ctl --socket vm.sock evacuate --region 0 --json")]
+  neap ctl --socket vm.sock evacuate --region 0 --json
+  neap ctl --socket vm.sock migrate --to region:0 --detach
+  neap ctl --socket vm.sock cancel 0
+  neap ctl --socket vm.sock policy on-fault")]
 pub struct CtlArgs {
     /// The machine's socket, as given to `neap run --api-socket`
     #[arg(long, value_name = "PATH", global = true)]
@@ -59,6 +67,9 @@ enum Action {
         /// The region's number: the first --device-memory is 0
         #[arg(long, value_name = "N")]
         region: u8,
+        /// Do not wait for the end: print the job that goes on
+        #[arg(long)]
+        detach: bool,
     },
     /// Stop the vCPUs
     Pause,
@@ -75,6 +86,46 @@ enum Action {
         /// The number that pin printed
         pin: u64,
     },
+    /// Empty a device region, take it away, and give its host memory back
+    Unplug {
+        /// The region's number: the first --device-memory is 0
+        #[arg(long, value_name = "N")]
+        region: u8,
+    },
+    /// Give a device region back that unplug took away
+    Plug {
+        /// The region's number: the first --device-memory is 0
+        #[arg(long, value_name = "N")]
+        region: u8,
+    },
+    /// Make the host's page behind a page of guest memory fail, for good, to try
+    /// what follows (needs CAP_SYS_ADMIN and a kernel with CONFIG_MEMORY_FAILURE)
+    FailPage {
+        /// Guest-physical address, in the page
+        #[arg(value_name = "GPA")]
+        address: Address,
+    },
+    /// Migrations that are at work, and the last that ended
+    Jobs,
+    /// How a job is, and what came of it
+    Job {
+        /// Its number
+        job: u64,
+    },
+    /// End a job between two granules
+    Cancel {
+        /// Its number
+        job: u64,
+    },
+    /// What moves by itself; with a name, have that policy decide from now on
+    Policy {
+        /// The policy from now on
+        name: Option<PolicyName>,
+    },
+    /// What happens, as it happens, until the machine is over
+    Events,
+    /// Everything that is counted, in the text format of Prometheus
+    Metrics,
 }
 
 #[derive(Args, Debug)]
@@ -99,6 +150,10 @@ struct MigrateArgs {
     /// Move so many granules at the most, the first ones by address
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
+
+    /// Do not wait for the end: print the job that goes on
+    #[arg(long)]
+    detach: bool,
 }
 
 /// `home` or `region:N`.
@@ -142,6 +197,9 @@ pub fn execute(args: CtlArgs) -> Outcome {
     let socket = args.socket.ok_or_else(|| {
         Failure::usage("--socket: missing: give the path that neap run --api-socket made")
     })?;
+    if matches!(args.action, Action::Events) {
+        return events(&socket, args.json);
+    }
     let client = Client::connect(&socket).map_err(|error| failure("--socket", error))?;
     let mut talk = Talk { client, json: args.json };
     match args.action {
@@ -155,17 +213,56 @@ pub fn execute(args: CtlArgs) -> Outcome {
                 select: (!asked.select.is_empty()).then_some(asked.select),
                 from_pool: asked.from_region,
                 limit: asked.limit,
+                detach: asked.detach,
             });
-            talk.migrate("migrate", &request, filtered)
+            match asked.detach {
+                true => talk.tell("migrate", &request, jobs::job),
+                false => talk.migrate("migrate", &request, filtered),
+            }
         }
-        Action::Evacuate { region } => {
-            talk.migrate("evacuate", &Request::Evacuate { region }, true)
+        Action::Evacuate { region, detach } => {
+            let request = Request::Evacuate(api::Evacuate { region, detach });
+            match detach {
+                true => talk.tell("evacuate", &request, jobs::job),
+                false => talk.migrate("evacuate", &request, true),
+            }
         }
         Action::Pause => talk.tell("pause", &Request::Pause {}, show::lifecycle),
         Action::Resume => talk.tell("resume", &Request::Resume {}, show::lifecycle),
         Action::Pin { range } => talk.tell("pin", &Request::Pin { range: range.0 }, show::pinned),
         Action::Unpin { pin } => talk.tell("unpin", &Request::Unpin { pin }, show::unpinned),
+        Action::Unplug { region } => {
+            talk.tell("unplug", &Request::Unplug { region }, plug::unplugged)
+        }
+        Action::Plug { region } => talk.tell("plug", &Request::Plug { region }, plug::plugged),
+        Action::FailPage { address } => {
+            let request = Request::FailPage { address: Hex(address.0) };
+            talk.tell("fail-page", &request, plug::page_failed)
+        }
+        Action::Jobs => talk.tell("jobs", &Request::Jobs {}, jobs::jobs),
+        Action::Job { job } => talk.tell("job", &Request::Job { job }, jobs::job),
+        Action::Cancel { job } => talk.tell("cancel", &Request::Cancel { job }, jobs::job),
+        Action::Policy { name } => {
+            let request = Request::Policy { set: name.map(PolicyWord) };
+            talk.tell("policy", &request, jobs::policy)
+        }
+        Action::Metrics => talk.tell("metrics", &Request::Metrics {}, jobs::metrics),
+        // Told already.
+        Action::Events => Ok(SUCCESS),
     }
+}
+
+/// Prints events, each on a line, until there are no more.
+fn events(socket: &Path, json: bool) -> Outcome {
+    let mut events = Events::open(socket).map_err(|error| failure("--socket", error))?;
+    while let Some(event) = events.next().map_err(|error| failure("events", error))? {
+        if json {
+            print(format_args!("{}\n", serde_json::to_string(&event).map_err(Failure::vm)?))?;
+        } else {
+            print(jobs::event(&event))?;
+        }
+    }
+    Ok(SUCCESS)
 }
 
 /// A conversation with a machine.

@@ -70,6 +70,7 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
         ]),
         row(["outcomes", &counts(&tiers.outcomes)]),
         row(["faults", &format!("{} (by {})", counts(&tiers.faults), tiers.userfaultfd)]),
+        row(["failures", &format!("{} of host memory", tiers.memory_failures)]),
         row(["mappings", &format!("{} of {}", tiers.vmas, tiers.vma_budget)]),
     ];
     if let Some(heat) = &tiers.heat {
@@ -209,7 +210,7 @@ fn duration(us: u64) -> String {
     }
 }
 
-fn granules(count: u64) -> String {
+pub(super) fn granules(count: u64) -> String {
     format!("{count} granule{}", if count == 1 { "" } else { "s" })
 }
 
@@ -218,12 +219,12 @@ fn range(base: Hex, size: u64) -> String {
     format!("{base}-{}", Hex(base.0.saturating_add(size.saturating_sub(1))))
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
 /// Rows with their cells one below the other.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         widths.resize(widths.len().max(row.len()), 0);

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::request::{Hex, Range};
+use super::Error;
+use super::request::{Hex, PolicyWord, Range};
 
 /// Granules and bytes.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
     /// Granules.
     pub granules: u64,
@@ -17,7 +19,7 @@ pub struct Amount {
 }
 
 /// How far a migration is.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Granules that have an outcome.
     pub done: u64,
@@ -28,7 +30,7 @@ pub struct Progress {
 }
 
 /// What vCPUs do.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// They run.
@@ -50,14 +52,14 @@ impl fmt::Display for State {
 }
 
 /// Answer to [`Request::Pause`](super::Request::Pause) and [`Request::Resume`](super::Request::Resume).
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifecycle {
     /// State now.
     pub state: State,
 }
 
 /// Answer to [`Request::Status`](super::Request::Status).
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
     /// Neap's version.
@@ -75,7 +77,7 @@ pub struct Status {
 }
 
 /// How memory that moves is.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Tiers {
     /// Bytes of a granule.
@@ -101,6 +103,12 @@ pub struct Tiers {
     /// What policy `heat` did, if that is the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heat: Option<Heat>,
+    /// How long faults took that were served one by one.
+    #[serde(default)]
+    pub fault_latency: FaultLatency,
+    /// Pieces of host memory that have failed under guest memory.
+    #[serde(default)]
+    pub memory_failures: u64,
     /// Mappings that the process has, at the most.
     pub vmas: u64,
     /// Mappings that it may have.
@@ -108,7 +116,7 @@ pub struct Tiers {
 }
 
 /// What policy `heat` did.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Heat {
     /// Granules that were watched for a tick, each time that they were.
@@ -123,8 +131,21 @@ pub struct Heat {
     pub bytes: u64,
 }
 
+/// How long faults took, from the moment in which one was read to the moment
+/// in which whoever waited was woken. Faults on memory in motion are not in it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct FaultLatency {
+    /// Upper bounds of the buckets, in microseconds.
+    pub bounds_us: Vec<u64>,
+    /// Faults in each bucket, and, one more, above the last bound.
+    pub counts: Vec<u64>,
+    /// Nanoseconds of all of them.
+    pub total_ns: u64,
+}
+
 /// What has moved.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Moves {
     /// Granules from host memory to device frames.
@@ -138,7 +159,7 @@ pub struct Moves {
 }
 
 /// A device region's frames.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Region {
     /// Number.
     pub region: u8,
@@ -160,7 +181,7 @@ pub struct Region {
 }
 
 /// Answer to [`Request::Residency`](super::Request::Residency).
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Residency {
     /// Guest memory in order of address, at the most [`MAX_RUNS`](super::MAX_RUNS) runs.
@@ -174,7 +195,7 @@ pub struct Residency {
 }
 
 /// Granules side by side that are alike. Frames count up along it.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// First byte.
     pub base: Hex,
@@ -204,7 +225,7 @@ pub struct Run {
 }
 
 /// Where memory is.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// Host memory.
@@ -214,7 +235,7 @@ pub enum Place {
 }
 
 /// What the kernel says of where pages are.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Verified {
     /// Granules that were asked about.
@@ -228,7 +249,7 @@ pub struct Verified {
 }
 
 /// Memory that is not where Neap believes it is.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
     /// First byte.
     pub base: Hex,
@@ -239,7 +260,7 @@ pub struct Mismatch {
 }
 
 /// Answer to [`Request::Migrate`](super::Request::Migrate) and [`Request::Evacuate`](super::Request::Evacuate).
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub struct Migrated {
     /// What has moved.
@@ -255,7 +276,7 @@ pub struct Migrated {
 }
 
 /// Granules side by side that did not move, for one reason.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// First byte.
     pub base: Hex,
@@ -266,12 +287,196 @@ pub struct Skipped {
 }
 
 /// Answer to [`Request::Pin`](super::Request::Pin).
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinned {
     /// Number for [`Request::Unpin`](super::Request::Unpin).
     pub pin: u64,
 }
 
 /// Answer to [`Request::Unpin`](super::Request::Unpin).
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unpinned {}
+
+/// Answer to [`Request::Unplug`](super::Request::Unplug).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unplugged {
+    /// Whether the region is gone; if not, it serves on as before.
+    pub gone: bool,
+    /// What came home.
+    pub moved: Amount,
+    /// Bytes of host memory that came free.
+    pub released: u64,
+    /// What could not be moved, and why.
+    pub left: Vec<Skipped>,
+}
+
+/// Answer to [`Request::Plug`](super::Request::Plug).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plugged {
+    /// Frames that are free.
+    pub frames: u32,
+}
+
+/// Answer to [`Request::FailPage`](super::Request::FailPage).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFailed {}
+
+/// Answer to [`Request::Policy`](super::Request::Policy).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What moves by itself.
+    pub policy: PolicyWord,
+    /// The policies that this machine can have.
+    pub available: Vec<PolicyWord>,
+}
+
+/// Answer to [`Request::Metrics`](super::Request::Metrics).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Prometheus' text format, version 0.0.4.
+    pub text: String,
+}
+
+/// Answer to [`Request::Jobs`](super::Request::Jobs).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Jobs {
+    /// In the order in which they began: those at work, and the last that
+    /// ended.
+    pub jobs: Vec<Job>,
+}
+
+/// A migration, from its request on.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct Job {
+    /// Number, from 0 on.
+    pub id: u64,
+    /// What was asked for.
+    pub what: JobKind,
+    /// Whether it goes on when whoever asked for it is gone.
+    pub detached: bool,
+    /// How it is.
+    pub state: JobState,
+    /// How far it is, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// What came of it; what was skipped is listed only where one job is asked
+    /// for by number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Migrated>,
+    /// Why nothing did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+    /// Milliseconds since it began, or that it took.
+    pub elapsed_ms: u64,
+}
+
+/// What a [`Job`] is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// A migration.
+    Migrate,
+    /// Everything of a region comes home.
+    Evacuate,
+}
+
+impl fmt::Display for JobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Migrate => "migrate",
+            Self::Evacuate => "evacuate",
+        })
+    }
+}
+
+/// How a [`Job`] is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// At work.
+    Running,
+    /// Somebody has asked for its end, which comes after the granules in
+    /// flight.
+    Cancelling,
+    /// It came to its end; some granules may have stayed where they were.
+    Done,
+    /// It ended before its time.
+    Cancelled,
+    /// It was refused, or failed.
+    Failed,
+}
+
+impl JobState {
+    /// Whether it is at work.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Running | Self::Cancelling)
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Cancelling => "being cancelled",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// Something that happened, as `GET /v1/events` tells it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A job began.
+    JobStarted(Job),
+    /// A job is further.
+    JobProgress(Job),
+    /// A job ended.
+    JobEnded(Job),
+    /// The vCPUs do something else.
+    Lifecycle(Lifecycle),
+    /// Another policy is at work.
+    Policy(PolicyChanged),
+    /// Neap or the kernel failed at something.
+    Error(Error),
+    /// Events that were not told, because the reader was too slow.
+    Lost(Lost),
+    /// The machine is over.
+    Over {},
+}
+
+impl Event {
+    /// Its name, as in `event`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::JobStarted(_) => "job-started",
+            Self::JobProgress(_) => "job-progress",
+            Self::JobEnded(_) => "job-ended",
+            Self::Lifecycle(_) => "lifecycle",
+            Self::Policy(_) => "policy",
+            Self::Error(_) => "error",
+            Self::Lost(_) => "lost",
+            Self::Over {} => "over",
+        }
+    }
+}
+
+/// Another policy is at work.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyChanged {
+    /// The policy from now on.
+    pub policy: PolicyWord,
+    /// The one before.
+    pub before: PolicyWord,
+}
+
+/// Events that were not told.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// How many.
+    pub lost: u64,
+}

@@ -22,14 +22,16 @@ mod request;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{
-    Amount, Heat, Lifecycle, Migrated, Mismatch, Moves, Pinned, Place, Progress, Region, Residency,
-    Run, Skipped, State, Status, Tiers, Unpinned, Verified,
+    Amount, Event, FaultLatency, Heat, Job, JobKind, JobState, Jobs, Lifecycle, Lost, Metrics,
+    Migrated, Mismatch, Moves, PageFailed, Pinned, Place, Plugged, Policy, PolicyChanged, Progress,
+    Region, Residency, Run, Skipped, State, Status, Tiers, Unpinned, Unplugged, Verified,
 };
-pub use request::{Hex, Migrate, Range, Request, SelectFlag, To};
+pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
 
 /// Longest line that a client may send, in bytes, with its line break.
 pub const MAX_LINE: usize = 64 << 10;
@@ -69,10 +71,20 @@ pub enum Answer {
     Lifecycle(Lifecycle),
     Pinned(Pinned),
     Unpinned(Unpinned),
+    /// [`Request::Unplug`].
+    Unplugged(Unplugged),
+    /// [`Request::Plug`].
+    Plugged(Plugged),
+    /// [`Request::FailPage`].
+    PageFailed(PageFailed),
+    Job(Box<Job>),
+    Jobs(Jobs),
+    Policy(Policy),
+    Metrics(Metrics),
 }
 
 /// Why a request was not carried out.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// For programs.
@@ -82,7 +94,7 @@ pub struct Error {
 }
 
 /// Kinds of [`Error`].
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// No request at all; nothing was done.
@@ -93,8 +105,12 @@ pub enum ErrorKind {
     TooManyClients,
     /// It cannot be done as it was asked; nothing was done.
     Refused,
+    /// There is nothing of that name or number.
+    NotFound,
     /// This machine cannot do it at all.
     Unsupported,
+    /// Something took too long.
+    TimedOut,
     /// It does not fit what the machine is doing, such as a pause of a machine
     /// that is paused.
     State,
@@ -154,8 +170,12 @@ pub fn message_line(message: &Message<Answer>) -> Vec<u8> {
 
 /// None of these types can fail to be written: no map with other keys than
 /// texts, and a `Vec` takes everything.
+pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
 fn line(value: &impl Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    let mut line = json(value);
     line.push(b'\n');
     line
 }

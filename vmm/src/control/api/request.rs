@@ -1,8 +1,11 @@
 //! What clients ask.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use neap_memory::policy::PolicyName;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::config::keyvalue::lenient;
@@ -27,10 +30,7 @@ pub enum Request {
     /// Move guest memory: [`Migrated`](super::Migrated).
     Migrate(Migrate),
     /// Bring home everything that is in frames of a region: [`Migrated`](super::Migrated).
-    Evacuate {
-        /// The region's number, from 0.
-        region: u8,
-    },
+    Evacuate(Evacuate),
     /// Park the vCPUs: [`Lifecycle`](super::Lifecycle).
     Pause {},
     /// Let the vCPUs go on: [`Lifecycle`](super::Lifecycle).
@@ -40,15 +40,53 @@ pub enum Request {
         /// What to hold.
         range: Range,
     },
+    /// Empty a region, take it away, and give its host memory back:
+    /// [`Unplugged`](super::Unplugged).
+    Unplug {
+        /// The region's number, from 0.
+        region: u8,
+    },
+    /// Give a region back that `unplug` took away: [`Plugged`](super::Plugged).
+    Plug {
+        /// The region's number, from 0.
+        region: u8,
+    },
+    /// Make the host's page behind a page of guest memory fail, for good, to
+    /// try what follows: [`PageFailed`](super::PageFailed).
+    FailPage {
+        /// In the page.
+        address: Hex,
+    },
     /// Let go of what `pin` holds: [`Unpinned`](super::Unpinned).
     Unpin {
         /// The number that `pin` answered.
         pin: u64,
     },
+    /// The jobs that there are: [`Jobs`](super::Jobs).
+    Jobs {},
+    /// How a job is: [`Job`](super::Job).
+    Job {
+        /// Its number.
+        job: u64,
+    },
+    /// End a job between two granules: [`Job`](super::Job).
+    Cancel {
+        /// Its number.
+        job: u64,
+    },
+    /// What moves by itself, or another policy: [`Policy`](super::Policy).
+    Policy {
+        /// The policy from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        set: Option<PolicyWord>,
+    },
+    /// Everything that is counted, in the text format of Prometheus:
+    /// [`Metrics`](super::Metrics).
+    Metrics {},
 }
 
 /// [`Request::Migrate`].
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Migrate {
     /// Guest memory; none: all of it.
@@ -65,10 +103,59 @@ pub struct Migrate {
     /// Most granules to move.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// Answer at once, with a [`Job`](super::Job) that goes on when whoever
+    /// asked is gone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(skip)]
+    pub detach: bool,
+}
+
+/// [`Request::Evacuate`].
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Evacuate {
+    /// The region's number, from 0.
+    pub region: u8,
+    /// As in [`Migrate`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(skip)]
+    pub detach: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A policy by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyWord(pub PolicyName);
+
+impl Serialize for PolicyWord {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyWord {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        lenient(deserializer).map(Self)
+    }
+}
+
+impl JsonSchema for PolicyWord {
+    fn schema_name() -> Cow<'static, str> {
+        "PolicyName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names = PolicyName::ALL.map(PolicyName::name);
+        json_schema!({ "type": "string", "enum": names, "description": "A policy." })
+    }
 }
 
 /// What may be collected; the words of `MIGRATE_VMA_SELECT_*`.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum SelectFlag {
     /// What is in host memory.
@@ -123,6 +210,20 @@ impl FromStr for To {
     }
 }
 
+impl JsonSchema for To {
+    fn schema_name() -> Cow<'static, str> {
+        "To".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^(home|pool:[0-9]+)$",
+            "description": "Where a migration goes: host memory, or the pool of a region."
+        })
+    }
+}
+
 impl Serialize for To {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -145,6 +246,22 @@ impl fmt::Display for Hex {
     }
 }
 
+impl JsonSchema for Hex {
+    fn schema_name() -> Cow<'static, str> {
+        "Address".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "integer"],
+            "minimum": 0,
+            "description": "A guest-physical address. In answers a hexadecimal text such as \
+                            \"0x100000000\"; in requests also a number, or a text such as \
+                            \"4G\"."
+        })
+    }
+}
+
 impl Serialize for Hex {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -158,14 +275,23 @@ impl<'de> Deserialize<'de> for Hex {
 }
 
 /// Guest-physical memory, from `base` on.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Range {
     /// First byte.
     pub base: Hex,
     /// Bytes.
     #[serde(deserialize_with = "size")]
+    #[schemars(schema_with = "size_schema")]
     pub size: u64,
+}
+
+fn size_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["integer", "string"],
+        "minimum": 0,
+        "description": "Bytes. In answers a number; in requests also a text such as \"64M\"."
+    })
 }
 
 fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

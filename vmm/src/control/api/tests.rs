@@ -19,20 +19,31 @@ fn requests() -> impl Strategy<Value = Request> {
         prop::option::of(prop::collection::vec(flag, 0..4)),
         any::<Option<u8>>(),
         any::<Option<u64>>(),
+        any::<bool>(),
     )
-        .prop_map(|(ranges, to, select, from_pool, limit)| {
-            Request::Migrate(Migrate { ranges, to, select, from_pool, limit })
+        .prop_map(|(ranges, to, select, from_pool, limit, detach)| {
+            Request::Migrate(Migrate { ranges, to, select, from_pool, limit, detach })
         });
+    let policy = prop::sample::select(neap_memory::policy::PolicyName::ALL.to_vec());
     prop_oneof![
         Just(Request::Status {}),
         (any::<bool>(), any::<u64>())
             .prop_map(|(verify, from)| Request::Residency { verify, from: Hex(from) }),
         migrate,
-        any::<u8>().prop_map(|region| Request::Evacuate { region }),
+        any::<(u8, bool)>()
+            .prop_map(|(region, detach)| Request::Evacuate(Evacuate { region, detach })),
+        Just(Request::Jobs {}),
+        any::<u64>().prop_map(|job| Request::Job { job }),
+        any::<u64>().prop_map(|job| Request::Cancel { job }),
+        prop::option::of(policy).prop_map(|set| Request::Policy { set: set.map(PolicyWord) }),
+        Just(Request::Metrics {}),
         Just(Request::Pause {}),
         Just(Request::Resume {}),
         range.prop_map(|range| Request::Pin { range }),
         any::<u64>().prop_map(|pin| Request::Unpin { pin }),
+        any::<u8>().prop_map(|region| Request::Unplug { region }),
+        any::<u8>().prop_map(|region| Request::Plug { region }),
+        any::<u64>().prop_map(|address| Request::FailPage { address: Hex(address) }),
     ]
 }
 

@@ -1,254 +1,17 @@
-//! The control socket over a real socket, with memory that takes as long to
-//! move as a test wants.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! JSON lines.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::net::Shutdown;
-use std::ops::ControlFlow;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
-use neap_memory::migrate::{MigrateRequest, Outcome, Progress, Report, RequestError};
-use neap_memory::{Gpa, GpaRange};
 use neap_vmm::control::api::{self, MAX_LINE, MAX_RUNS};
-use neap_vmm::control::desk::{Desk, Owner};
-use neap_vmm::control::server::{MAX_CLIENTS, Server};
-use neap_vmm::control::socket::ListeningSocket;
-use neap_vmm::control::{Memory, client::Client};
+use neap_vmm::control::client::Client;
+use neap_vmm::control::server::MAX_CLIENTS;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-/// For anything that should take no time.
-const LIMIT: Duration = Duration::from_secs(20);
-const GRANULE: u64 = 2 << 20;
-/// Guest memory, in granules.
-const GRANULES: u64 = 1024;
-
-/// Memory whose migrations wait for `go`, or for a client that is gone.
-#[derive(Default)]
-struct Slow {
-    go: AtomicBool,
-    over: AtomicBool,
-    active: Mutex<Vec<GpaRange>>,
-    cancelled: AtomicUsize,
-    pins: Arc<AtomicUsize>,
-}
-
-struct Held(Arc<AtomicUsize>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Memory for Slow {
-    fn migrate(
-        &self,
-        request: &MigrateRequest,
-        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Report, RequestError> {
-        let whole = GpaRange::new(Gpa(0), GRANULES * GRANULE).unwrap();
-        let range = request.ranges.first().copied().unwrap_or(whole);
-        {
-            let mut active = self.active.lock().unwrap();
-            if let Some(other) = active.iter().find(|other| other.overlaps(&range)) {
-                return Err(RequestError::Overlaps(range, *other));
-            }
-            active.push(range);
-        }
-        let mut report = Report::default();
-        let total = range.size() / GRANULE;
-        let mut outcome = Outcome::Moved;
-        while !self.go.load(Ordering::SeqCst) {
-            let so_far = Progress { done: 0, total, moved: report.moved };
-            if self.over.load(Ordering::SeqCst) || progress(&so_far).is_break() {
-                outcome = Outcome::Cancelled;
-                self.cancelled.fetch_add(1, Ordering::SeqCst);
-                break;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        for index in 0..total {
-            let base = Gpa(range.base().0 + index * GRANULE);
-            report.add(GpaRange::new(base, GRANULE).unwrap(), outcome);
-        }
-        self.active.lock().unwrap().retain(|other| *other != range);
-        Ok(report)
-    }
-
-    fn residency(&self, from: Gpa, most: usize) -> Vec<api::Run> {
-        let run = |index: u64| api::Run {
-            base: api::Hex(index * GRANULE),
-            size: GRANULE,
-            place: api::Place::Home,
-            region: None,
-            frame: None,
-            kind: None,
-            untouched: false,
-            mapped: true,
-            refcount: 1,
-            pins: 0,
-            moving: false,
-        };
-        (from.0 / GRANULE..2 * MAX_RUNS as u64 + 5).take(most).map(run).collect()
-    }
-
-    fn verify(&self, _: &dyn Fn() -> bool) -> io::Result<api::Verified> {
-        Ok(api::Verified { checked: GRANULES, ..api::Verified::default() })
-    }
-
-    fn status(&self) -> api::Tiers {
-        api::Tiers { granule_bytes: GRANULE, ..api::Tiers::default() }
-    }
-
-    fn pin(&self, range: GpaRange, _: Duration) -> Result<Box<dyn Send>, String> {
-        if range.base().0 >= GRANULES * GRANULE {
-            return Err(format!("{range} is not whole granules of guest memory"));
-        }
-        self.pins.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(Held(Arc::clone(&self.pins))))
-    }
-
-    fn stop(&self) {
-        self.over.store(true, Ordering::SeqCst);
-    }
-}
-
-/// vCPUs that park at once.
-#[derive(Default)]
-struct Obedient(bool);
-
-impl Owner for Obedient {
-    fn is_running(&self) -> bool {
-        !self.0
-    }
-    fn begin_pause(&mut self) {
-        self.0 = true;
-    }
-    fn is_parked(&self) -> bool {
-        self.0
-    }
-    fn resume(&mut self) {
-        self.0 = false;
-    }
-    fn vcpus(&self) -> usize {
-        2
-    }
-    fn memory_bytes(&self) -> u64 {
-        GRANULES * GRANULE
-    }
-}
-
-/// A machine without vCPUs behind a socket.
-struct Machine {
-    _folder: TempDir,
-    path: PathBuf,
-    memory: Arc<Slow>,
-    stop: Arc<AtomicBool>,
-    main: Option<JoinHandle<()>>,
-}
-
-impl Machine {
-    fn start() -> Self {
-        Self::with_memory(true)
-    }
-
-    fn with_memory(moves: bool) -> Self {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("vm.sock");
-        let socket = ListeningSocket::bind(&path).unwrap();
-        let (server, calls) = Server::start(socket).unwrap();
-        let memory = Arc::new(Slow::default());
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut desk = Desk::new(calls, moves.then(|| Arc::clone(&memory) as Arc<dyn Memory>));
-        let main = {
-            let stop = Arc::clone(&stop);
-            thread::spawn(move || {
-                let mut machine = Obedient::default();
-                while !stop.load(Ordering::SeqCst) {
-                    desk.serve(&mut machine);
-                    thread::sleep(Duration::from_millis(1));
-                }
-                drop(desk);
-                server.stop();
-            })
-        };
-        Self { _folder: folder, path, memory, stop, main: Some(main) }
-    }
-
-    fn stop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        if let Some(main) = self.main.take() {
-            main.join().unwrap();
-        }
-    }
-
-    fn connect(&self) -> Peer {
-        let stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream.set_write_timeout(Some(LIMIT)).unwrap();
-        Peer(BufReader::new(stream))
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// The other end of a connection, line by line.
-struct Peer(BufReader<UnixStream>);
-
-impl Peer {
-    fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.get_mut().write_all(bytes.as_ref()).unwrap();
-    }
-
-    fn read(&mut self) -> Option<Value> {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
-    }
-
-    /// The next line that is no progress.
-    fn answer(&mut self) -> Value {
-        loop {
-            let message = self.read().expect("an answer");
-            if message.get("progress").is_none() {
-                return message;
-            }
-        }
-    }
-
-    fn ask(&mut self, request: &str) -> Value {
-        self.send(format!("{request}\n"));
-        self.answer()
-    }
-
-    #[track_caller]
-    fn expect_error(&mut self, id: Value, kind: &str) -> String {
-        let answer = self.answer();
-        assert_eq!((&answer["id"], &answer["error"]["kind"]), (&id, &json!(kind)), "{answer}");
-        answer["error"]["message"].as_str().unwrap().to_owned()
-    }
-}
-
-#[track_caller]
-fn wait_until(holds: impl Fn() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < end, "not within {LIMIT:?}");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
+use crate::machine::{GRANULE, GRANULES, Machine, wait_until};
 
 #[test]
 fn a_client_gets_what_it_asks() {
@@ -510,9 +273,15 @@ proptest! {
         peer.0.get_ref().shutdown(Shutdown::Write).unwrap();
         let mut answers = Vec::new();
         peer.0.read_to_end(&mut answers).unwrap();
-        for line in answers.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            let answer: Value = serde_json::from_slice(line).unwrap();
-            prop_assert_eq!(&answer["error"]["kind"], "malformed");
+        // A capital letter begins an HTTP request.
+        if bytes.first().is_some_and(u8::is_ascii_uppercase) {
+            let refused = answers.is_empty() || answers.starts_with(b"HTTP/1.1 4");
+            prop_assert!(refused, "{}", String::from_utf8_lossy(&answers));
+        } else {
+            for line in answers.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                let answer: Value = serde_json::from_slice(line).unwrap();
+                prop_assert_eq!(&answer["error"]["kind"], "malformed");
+            }
         }
         let status = machine.connect().ask(r#"{"id":1,"request":"status"}"#);
         prop_assert_eq!(&status["id"], 1);
