@@ -225,7 +225,7 @@ fn place(core: &Core, granule: Granule) -> Where {
     match core.table.get(granule) {
         View { moving: true, .. } | View { pins: 1.., .. } => Where::Fixed,
         // A window is the guest's to fill.
-        _ if core.is_window(granule) => Where::Fixed,
+        _ if core.is_window(granule) || core.damaged.contains(granule) => Where::Fixed,
         View { place: Place::Home, .. } => Where::Slow,
         View { place: Place::Device { pool, .. }, .. } if core.kind(pool) == Kind::Public => {
             Where::Fast

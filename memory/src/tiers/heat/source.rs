@@ -85,7 +85,7 @@ impl Touches {
 impl Source for Touches {
     fn may(&mut self, granule: Granule) -> bool {
         let view = self.core.table.get(granule);
-        if view.moving || view.pins > 0 {
+        if view.moving || view.pins > 0 || self.core.damaged.contains(granule) {
             return false;
         }
         if view.place != Place::Untouched {
