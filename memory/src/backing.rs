@@ -10,6 +10,10 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use crate::addr::{HUGE_PAGE_SIZE, KIB, display_size};
+use crate::dax::{self, DaxError, DaxPath};
+use crate::hva::{Hva, HvaRange};
+use crate::numa::calls;
+use crate::numa::nodes::NodeError;
 use crate::region::{Region, Source};
 
 /// Kind of host memory.
@@ -23,18 +27,41 @@ pub enum Backing {
     Memfd,
     /// A memory file of 2 MiB huge pages from the host's pool.
     Hugetlb,
+    /// Private anonymous memory of one NUMA node of the host.
+    Node(u32),
+    /// A /dev/dax, shared.
+    Dax(DaxPath),
 }
 
 impl Backing {
-    /// Every kind with its name on the command line.
+    /// Whether it is private anonymous memory, rather than a file's.
+    pub fn is_anonymous(self) -> bool {
+        matches!(self, Self::Anon | Self::Node(_))
+    }
+
+    /// The node that it is of, if it is of a certain one.
+    pub fn node(self) -> Option<u32> {
+        match self {
+            Self::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// Kinds that have no parameter, with their names on the command line.
     pub const NAMES: [(&'static str, Self); 3] =
         [("anon", Self::Anon), ("memfd", Self::Memfd), ("hugetlb", Self::Hugetlb)];
 }
 
 impl fmt::Display for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::NAMES.iter().find(|(_, kind)| kind == self).map_or("", |(name, _)| name);
-        f.write_str(name)
+        match self {
+            Self::Node(node) => write!(f, "node:{node}"),
+            Self::Dax(path) => write!(f, "dax:{path}"),
+            named => {
+                let found = Self::NAMES.iter().find(|(_, kind)| kind == named);
+                f.write_str(found.map_or("", |(name, _)| name))
+            }
+        }
     }
 }
 
@@ -42,9 +69,18 @@ impl FromStr for Backing {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(node) = text.strip_prefix("node:") {
+            let refused = |_| format!("\"{node}\" is no number of a NUMA node, as in node:1");
+            return node.parse().map(Self::Node).map_err(refused);
+        }
+        if let Some(path) = text.strip_prefix("dax:") {
+            let refused = || format!("\"{path}\" is no path of a device, as in dax:/dev/dax0.0");
+            let path = Some(path).filter(|path| path.starts_with('/')).and_then(DaxPath::new);
+            return path.map(Self::Dax).ok_or_else(refused);
+        }
         Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
             let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-            format!("\"{text}\" is none of {}", names.join(", "))
+            format!("\"{text}\" is none of {}, node:N, dax:PATH", names.join(", "))
         })
     }
 }
@@ -76,6 +112,12 @@ pub enum BackingError {
         /// Bytes that the host could give without swapping.
         available: u64,
     },
+    /// A node that cannot give it.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A device that cannot.
+    #[error(transparent)]
+    Dax(#[from] DaxError),
     /// The kernel refused.
     #[error(
         "{} of backing={backing} memory: {source}: ask for less, or look at ulimit -v \
@@ -121,15 +163,19 @@ pub fn map(
     }
     let bytes = usize::try_from(size).map_err(|_| refused(Errno::NOMEM))?;
     let file = match backing {
-        Backing::Anon => None,
-        Backing::Memfd | Backing::Hugetlb => Some(file(size, backing)?),
+        Backing::Anon | Backing::Node(_) => None,
+        Backing::Memfd | Backing::Hugetlb | Backing::Dax(_) => Some(file(size, backing)?),
     };
     let source = match &file {
         None => Source::Anonymous,
         Some(file) => Source::File(file.as_fd()),
     };
     let region = Region::map(bytes, source).map_err(refused)?;
-    if backing == Backing::Anon {
+    if let Backing::Node(node) = backing {
+        let start = Hva(region.start().as_ptr().expose_provenance());
+        calls::bind(HvaRange::new(start, bytes), &[node]).map_err(refused)?;
+    }
+    if backing.is_anonymous() {
         // A host without transparent huge pages says EINVAL; small pages are
         // slower and no error.
         let _ = region.advise(huge_from, Advice::LinuxHugepage);
@@ -138,20 +184,27 @@ pub fn map(
         // that the `remap` engine makes could not be joined to it.
         region.advise(0, Advice::LinuxDontFork).map_err(refused)?;
     }
-    if prefault {
+    if let Backing::Dax(_) = backing {
+        // Somebody else's data may be in it.
+        region.zero();
+    } else if prefault {
         region.advise(0, Advice::LinuxPopulateWrite).map_err(refused)?;
     }
     Ok(Mapped { region, file })
 }
 
-/// A file in memory of `size` bytes, of a kind that has files.
+/// A file in memory of `size` bytes, or a device that has as many, of a kind
+/// that has files.
 ///
 /// # Errors
-/// [`BackingError::Refused`], also for anonymous memory.
+/// [`BackingError`], also for anonymous memory.
 pub fn file(size: u64, backing: Backing) -> Result<OwnedFd, BackingError> {
+    if let Backing::Dax(path) = backing {
+        return Ok(dax::open_device(path, size)?);
+    }
     let make = || -> Result<OwnedFd, Errno> {
         let flags = match backing {
-            Backing::Anon => return Err(Errno::INVAL),
+            Backing::Anon | Backing::Node(_) | Backing::Dax(_) => return Err(Errno::INVAL),
             Backing::Memfd => MemfdFlags::CLOEXEC,
             Backing::Hugetlb => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
         };
@@ -211,7 +264,14 @@ mod tests {
             assert_eq!(kind.to_string(), name);
         }
         let error = "gpu".parse::<Backing>().unwrap_err();
-        assert_eq!(error, "\"gpu\" is none of anon, memfd, hugetlb");
+        assert_eq!(error, "\"gpu\" is none of anon, memfd, hugetlb, node:N, dax:PATH");
+        assert_eq!("node:3".parse::<Backing>().unwrap(), Backing::Node(3));
+        assert_eq!(Backing::Node(3).to_string(), "node:3");
+        let error = "node:x".parse::<Backing>().unwrap_err();
+        assert_eq!(error, "\"x\" is no number of a NUMA node, as in node:1");
+        let dax = "dax:/dev/dax0.0".parse::<Backing>().unwrap();
+        assert_eq!(dax.to_string(), "dax:/dev/dax0.0");
+        assert!("dax:dax0.0".parse::<Backing>().is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod addr;
 pub mod backing;
+pub mod dax;
 #[cfg(not(feature = "loom"))]
 pub mod engine;
 pub mod granule;
@@ -14,6 +15,8 @@ pub mod heat;
 pub mod hva;
 pub mod layout;
 pub mod migrate;
+pub mod numa;
+pub mod park;
 #[cfg(not(feature = "loom"))]
 pub mod poison;
 pub mod policy;

@@ -114,6 +114,13 @@ impl Region {
         self.size
     }
 
+    /// Fills all of it with zeros. Nobody else may use it yet.
+    pub(crate) fn zero(&self) {
+        // SAFETY: the range is ours, mapped and writable; it is plain memory,
+        // to which no reference exists.
+        unsafe { std::ptr::write_bytes(self.start.as_ptr(), 0, self.size) }
+    }
+
     /// Tells the kernel how the range will be used, from byte `from` on.
     ///
     /// # Errors

@@ -43,10 +43,11 @@ int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
 	int fd = open(argc > 1 ? argv[1] : "/dev/dax0.0", O_RDWR);
-	char *memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	char *memory = fd < 0 ? NULL :
+		mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
-	if (memory == MAP_FAILED) {
-		perror("mmap");
+	if (fd < 0 || memory == MAP_FAILED) {
+		perror(fd < 0 ? "open" : "mmap");
 		return 2;
 	}
 	for (int page = 0; page < SIZE / PAGE; page++)

@@ -6,7 +6,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use neap_memory::GpaRange;
-use neap_vmm::control::api::{Hex, Migrate, Migrated, Range, Request, Residency, To};
+use neap_vmm::control::api::{
+    Hex, Migrate, Migrated, Range, Request, Residency, Stalls, Status, To,
+};
 use neap_vmm::control::client::Client;
 
 /// How long a machine may take to listen.
@@ -23,6 +25,8 @@ pub struct Moves {
     pub verified: u64,
     /// Those that were elsewhere.
     pub misplaced: usize,
+    /// vCPUs parked for moves, at the last look at all of the machine.
+    pub stalls: Option<Stalls>,
 }
 
 /// A thread that moves.
@@ -92,6 +96,8 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
             let verified = answer.verified.unwrap_or_default();
             moves[0].verified += verified.checked;
             moves[0].misplaced += verified.mismatches.len();
+            let Ok(status) = client.ask::<Status>(&Request::Status {}) else { break };
+            moves[0].stalls = status.tiers.and_then(|tiers| tiers.stalls);
         }
     }
     moves

@@ -161,6 +161,7 @@ impl Running {
         let stdout = self.stdout.as_ref().expect("output that is collected");
         while !stdout.so_far().contains(text) {
             let so_far = || stdout.so_far();
+            assert!(!stdout.reader.is_finished(), "over without {text:?}:\n{}", so_far());
             assert!(began.elapsed() < patience, "no {text:?} after {patience:?} in\n{}", so_far());
             thread::sleep(Duration::from_millis(20));
         }

@@ -8,6 +8,7 @@
 pub mod churn;
 pub mod command;
 pub mod guest;
+pub mod in_lab;
 pub mod machine;
 pub mod refusal;
 pub mod terminal;

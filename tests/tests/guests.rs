@@ -13,7 +13,7 @@ mod guests {
     pub(crate) mod profiles;
 }
 
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use guests::{acpi, console, ends, memory_failure, memory_map, moving, processors, profiles};
@@ -27,7 +27,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(900);
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     if !arguments.list && !lab::inside() && guest_mode() != GuestMode::Native {
-        return in_the_lab();
+        return neap_tests::in_lab::run_again(&[], TIME_LIMIT);
     }
     // Guests share two processors and a lab's memory: one at a time, so that
     // deadlines mean something.
@@ -51,28 +51,4 @@ pub(crate) fn trial(name: &str, test: fn()) -> Trial {
         test();
         Ok(())
     })
-}
-
-/// Exit status of a lab that failed; that of failed tests is another.
-const LAB_FAILED: i32 = 2;
-
-/// Runs this same program in the lab, with the same arguments. A lab that
-/// itself fails gets one more try, which is said.
-fn in_the_lab() -> ExitCode {
-    let mut status = lab_run();
-    if status.code() == Some(LAB_FAILED) {
-        eprintln!("the lab failed, not a test; once more");
-        status = lab_run();
-    }
-    ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
-}
-
-fn lab_run() -> ExitStatus {
-    Command::new(neap_tests::neap())
-        .args(["lab", "--time-limit", &TIME_LIMIT.as_secs().to_string(), "--program"])
-        .arg(std::env::current_exe().unwrap())
-        .arg("--")
-        .args(std::env::args_os().skip(1))
-        .status()
-        .unwrap()
 }

@@ -409,3 +409,38 @@ fn a_terminal_passes_through() {
     assert_eq!(screen, "33 111\r\n/dev/pts/0\r\n^Cinterrupted\r\n44 99\r\n");
     assert_eq!(ended.status, Some(5));
 }
+
+#[test]
+fn a_lab_with_tiers_has_a_node_of_memory_alone_and_a_dax_device() {
+    let mut command = lab();
+    command.args(["--host-tiers", "--program", "/bin/sh", "--", "-c"]).arg(
+        "cd /sys/devices/system/node/node1
+         echo cpus=$(cat cpulist)
+         echo node=$(grep -c 'MemTotal: *2[0-9]\\{6\\} kB' meminfo)
+         echo latency=$(cat access0/initiators/read_latency)
+         echo bandwidth=$(cat access0/initiators/read_bandwidth)
+         cd /sys/bus/dax/devices/dax0.0
+         echo size=$(cat size) align=$(cat align) target=$(cat target_node)
+         test -c /dev/dax0.0 && basename $(readlink driver)",
+    );
+    let ended = run(command);
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    assert_eq!(
+        String::from_utf8(ended.stdout).unwrap(),
+        "cpus=\nnode=1\nlatency=200\nbandwidth=51200\n\
+         size=1073741824 align=2097152 target=2\ndevice_dax\n"
+    );
+}
+
+#[test]
+fn a_lab_with_tiers_that_has_too_little_memory_is_refused() {
+    let mut command = lab();
+    command.args(["--host-tiers", "--memory", "3G", "--", "doctor"]);
+    let ended = run(command);
+    assert_eq!(ended.status, Some(1));
+    assert!(
+        ended.stderr.contains("--memory 3G") && ended.stderr.contains("4G"),
+        "{}",
+        ended.stderr
+    );
+}

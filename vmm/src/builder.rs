@@ -18,7 +18,7 @@ use crate::boot::load::{self, BootError};
 use crate::config::VmConfig;
 use crate::kvm::cpuid::{self, CpuTopology};
 use crate::kvm::exit::{Buses, ExitCounters};
-use crate::kvm::gate::{Gate, Wanted};
+use crate::kvm::gate::{Gate, Holder, Wanted};
 use crate::kvm::mce::MachineCheck;
 use crate::kvm::state::{self, Entry};
 use crate::kvm::vcpu::Shared;
@@ -122,8 +122,9 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let vm = Vm::new(&kvm, memory)?;
     let entry = load::fill(vm.memory().view(), config, image, protocol)?;
     // After the contents, which are not to wait for first touches.
-    let tiers = tiers::build(config, vm.memory())?.map(Arc::new);
     let gate = Arc::new(Gate::new(config.topology.cpus.len(), Wanted::Run));
+    let park = Arc::new(Holder(Arc::clone(&gate)));
+    let tiers = tiers::build(config, vm.memory(), park)?.map(Arc::new);
     let reporter = Reporter::new(Arc::clone(&gate), EventFd::new(EFD_NONBLOCK)?);
     let room = EventFd::new(EFD_NONBLOCK)?;
     let serial = serial_port(&vm, output, room.try_clone()?)?;

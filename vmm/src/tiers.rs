@@ -4,6 +4,7 @@ use std::env;
 use std::sync::Arc;
 
 use neap_memory::GuestMemory;
+use neap_memory::park::Park;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::uffd::abi::Door;
 use neap_memory::uffd::{Features, Userfaultfd};
@@ -48,6 +49,17 @@ pub fn suited_to_host(config: &VmConfig) -> VmConfig {
     }
     let has = Userfaultfd::probe(&doors()).map(|opened| opened.features.only(features()));
     if has.is_ok_and(|has| !has.contains(Features::MOVE)) {
+        let nodes = config.ram.backing.node().is_some()
+            || config.regions.iter().any(|region| region.backing.node().is_some());
+        if nodes {
+            tiers.engine = EngineName::Node;
+            config.warnings.push(
+                "this kernel cannot move pages itself (UFFDIO_MOVE, since Linux 6.8): guest \
+                 memory moves by engine=node"
+                    .to_owned(),
+            );
+            return config;
+        }
         tiers.engine = EngineName::Remap;
         config.ram.backing = Backing::Memfd;
         for region in &mut config.regions {
@@ -62,11 +74,15 @@ pub fn suited_to_host(config: &VmConfig) -> VmConfig {
     config
 }
 
-/// The tiers of `config` over `memory`; none if nothing asks for them.
+/// The tiers of `config` over `memory`, whose vCPUs `park` parks; none if nothing asks for them.
 ///
 /// # Errors
 /// This host cannot have them.
-pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tiers>, TiersError> {
+pub fn build(
+    config: &VmConfig,
+    memory: &Arc<GuestMemory>,
+    park: Arc<dyn Park>,
+) -> Result<Option<Tiers>, TiersError> {
     let Some(wanted) = &config.tiers else { return Ok(None) };
     let regions = config.regions.iter().map(|region| RegionConfig {
         window: region
@@ -81,7 +97,9 @@ pub fn build(config: &VmConfig, memory: &Arc<GuestMemory>) -> Result<Option<Tier
         copy_threads: usize::from(wanted.copy_threads),
         heat: wanted.heat,
         ram: config.ram.backing,
+        engine: Some(wanted.engine),
         regions: regions.collect(),
+        park: Some(park),
         features: features(),
         doors: doors(),
         ..TiersConfig::new(wanted.granule, die)

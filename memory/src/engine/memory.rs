@@ -15,6 +15,7 @@ use super::TRIES;
 use crate::addr::PAGE_SIZE;
 use crate::granule::GranuleSize;
 use crate::hva::{Hva, HvaRange};
+use crate::numa::calls;
 use crate::poison::{self, Lost};
 use crate::region::{Region, Source};
 use crate::zeroed;
@@ -71,6 +72,11 @@ pub(crate) fn populate(range: HvaRange) -> Result<(), Errno> {
     advise(range, libc::MADV_POPULATE_WRITE)
 }
 
+/// Has pages that there are mapped, so that nobody faults on them later.
+pub(crate) fn map_in(range: HvaRange) -> Result<(), Errno> {
+    advise(range, libc::MADV_POPULATE_READ)
+}
+
 /// Makes huge pages of small ones, where the kernel can (since Linux 6.1). It
 /// says EAGAIN for as long as anybody else holds one of them.
 pub(crate) fn collapse(range: HvaRange) -> Result<(), Errno> {
@@ -115,6 +121,20 @@ pub(crate) fn present(range: HvaRange) -> Result<Present, Errno> {
     scan(range, |pages, huge| {
         found.bytes += pages.len() as u64;
         found.huge += if huge { pages.len() as u64 } else { 0 };
+        true
+    })?;
+    Ok(found)
+}
+
+/// Addresses of the pages of `range` that there are: the first of a huge one,
+/// each of the others.
+///
+/// # Errors
+/// As [`present`].
+pub(crate) fn pages_of(range: HvaRange) -> Result<Vec<usize>, Errno> {
+    let mut found = Vec::new();
+    scan(range, |pages, huge| {
+        found.extend(calls::pages(pages, huge));
         true
     })?;
     Ok(found)

@@ -1,13 +1,16 @@
 //! How a granule's contents get from one place to another underneath a
-//! running guest. Two engines, chosen by the kind of host memory:
+//! running guest. Three engines, chosen by the kind of host memory:
 //!
 //! * [`mover`] for private anonymous memory: the page is taken out of the
 //!   guest's range with `UFFDIO_MOVE`, copied, and the copy is moved in.
-//! * [`remap`] for files in memory (memfd, hugetlb): writers are held off by
-//!   write-protection, the contents copied from one alias mapping to the
-//!   other, and the new place mapped over the old with `MAP_FIXED`.
+//! * [`remap`] for files in memory (memfd, hugetlb) and for /dev/dax: writers
+//!   are held off by write-protection, or parked, the contents copied from one
+//!   alias mapping to the other, and the new place mapped over the old with
+//!   `MAP_FIXED`.
+//! * [`node`] for tiers that are NUMA nodes of the host: the kernel moves the
+//!   pages, which stay at their address.
 //!
-//! Both work on groups of [`Step`]s whose granules the caller has claimed.
+//! All work on groups of [`Step`]s whose granules the caller has claimed.
 //! Whatever fails, each granule of the group is afterwards whole, either where
 //! it was or where it was to go; the outcome says which. A granule that cannot
 //! be made whole again ends the process ([`Fatal`]).
@@ -17,6 +20,8 @@ pub(crate) mod hurry;
 pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod mover;
+pub(crate) mod node;
+mod pace;
 pub(crate) mod remap;
 
 use std::fmt;
@@ -28,6 +33,7 @@ use self::hurry::Waiters;
 use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
+use crate::park::Stalls;
 use crate::table::Place;
 
 /// Which engine.
@@ -37,11 +43,14 @@ pub enum EngineName {
     Move,
     /// Write-protect and map over, for files in memory.
     Remap,
+    /// move_pages(2), between NUMA nodes of the host.
+    Node,
 }
 
 impl EngineName {
     /// Every engine with its name on the command line.
-    pub const NAMES: [(&'static str, Self); 2] = [("move", Self::Move), ("remap", Self::Remap)];
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("move", Self::Move), ("remap", Self::Remap), ("node", Self::Node)];
 }
 
 impl fmt::Display for EngineName {
@@ -56,7 +65,9 @@ impl FromStr for EngineName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::NAMES.iter().find(|(name, _)| *name == text);
-        found.map(|(_, engine)| *engine).ok_or_else(|| format!("\"{text}\" is none of move, remap"))
+        found
+            .map(|(_, engine)| *engine)
+            .ok_or_else(|| format!("\"{text}\" is none of move, remap, node"))
     }
 }
 
@@ -137,6 +148,11 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
 
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
+
+    /// How long vCPUs were parked for moves; `None` where they never are.
+    fn stalls(&self) -> Option<Stalls> {
+        None
+    }
 
     /// Asks the kernel where granules are.
     ///

@@ -36,6 +36,7 @@ use crate::addr::PAGE_SIZE;
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
+use crate::numa::{Placement, calls};
 use crate::poison::Lost;
 use crate::space::Space;
 use crate::table::Place;
@@ -56,6 +57,7 @@ pub(crate) struct MoveEngine {
     pools: Vec<Slots>,
     /// Whether granules are to be huge pages.
     huge: bool,
+    placement: Placement,
     losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
@@ -71,22 +73,27 @@ impl MoveEngine {
         space: Arc<Space>,
         frames: &[u32],
         huge: bool,
+        placement: Placement,
         hooks: Arc<dyn Hooks>,
         fatal: Fatal,
     ) -> Result<Self, Errno> {
-        let row = |count: u32| -> Result<Slots, Errno> {
+        let row = |count: u32, nodes: &[u32]| -> Result<Slots, Errno> {
             let slots = Slots::anonymous(count, space.size(), huge)?;
+            if !nodes.is_empty() {
+                calls::bind(slots.range(), nodes)?;
+            }
             uffd.register(slots.range(), Modes::WriteProtect)?;
             Ok(slots)
         };
-        let home = row(space.granules())?;
-        let pools = frames.iter().map(|count| row(*count)).collect::<Result<_, _>>()?;
+        let home = row(space.granules(), &placement.home)?;
+        let pools = (0..).zip(frames).map(|(id, count)| row(*count, placement.of_pool(PoolId(id))));
+        let pools = pools.collect::<Result<_, _>>()?;
         for part in space.parts() {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             let _ = memory::advise_huge(range, huge);
         }
         let losses = Losses::default();
-        Ok(Self { uffd, space, home, pools, huge, losses, hooks, fatal })
+        Ok(Self { uffd, space, home, pools, huge, placement, losses, hooks, fatal })
     }
 
     /// Where the guest sees a granule.
@@ -574,9 +581,11 @@ impl Engine for MoveEngine {
             let in_guest = memory::present(guest)?;
             let (row, index) = self.slot(granule, place);
             let in_slot = memory::present(row.slot(index))?;
+            let all_huge = in_guest.huge + in_slot.huge == bytes;
+            let misplaced = |range| self.placement.misplaced(range, place, all_huge);
             let wrong = match (mapped, in_guest.bytes, in_slot.bytes) {
-                (true, guest, 0) if guest == bytes => None,
-                (false, 0, slot) if slot == bytes => None,
+                (true, found, 0) if found == bytes => misplaced(guest)?,
+                (false, 0, found) if found == bytes => misplaced(row.slot(index))?,
                 (_, guest, slot) => Some(format!(
                     "{guest} bytes of it are in the guest and {slot} in the slot of {place:?}"
                 )),

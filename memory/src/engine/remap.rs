@@ -1,4 +1,4 @@
-//! The `remap` engine, for files in memory: memfd and hugetlb.
+//! The `remap` engine, for files in memory, memfd and hugetlb, and for /dev/dax.
 //!
 //! A home file and the file of a pool are each mapped twice: where the guest
 //! sees them, and whole as an *alias* that only the engine uses.
@@ -14,6 +14,13 @@
 //! home file, whose pages are punched out: a touch is then a missing page.
 //! `UFFDIO_COPY` from the frame's alias brings it home and wakes in one call.
 //!
+//! Frames of a /dev/dax can be entered like any other, but no userfaultfd
+//! watches them: to leave them, every vCPU is parked instead of step 1, for a
+//! batch that is short enough ([`pace`](super::pace)). Nothing of the mover's
+//! is write-protected then, so no vCPU waits for it inside the guest; a vCPU
+//! that waits for another mover and does not come out in time leaves the batch
+//! where it is, as busy.
+//!
 //! This file has the only `MAP_FIXED` over guest memory.
 //!
 //! Known hole: a granule cannot go from one pool to another if it is unmapped
@@ -22,11 +29,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstat, fstatfs, seek};
+use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, fstatfs, seek};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
@@ -34,13 +43,15 @@ use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::losses::Losses;
 use super::memory::{self, Slots};
+use super::pace::{self, Batch, Pace};
 use super::{Engine, Fatal, Step, TRIES, Verdict, Verifier, outcome_of, runs};
 use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
+use crate::park::{Park, Parked, Stalls};
 use crate::region::Source;
-use crate::space::Space;
+use crate::space::{Origin, Space};
 use crate::table::Place;
 use crate::uffd::{Modes, MoveError, Userfaultfd};
 
@@ -51,8 +62,28 @@ pub(crate) struct Area {
     alias: Slots,
     /// First granule, for the home of a part; 0 for a pool.
     first: u32,
-    /// Bytes of a page of the file.
-    page: usize,
+    kind: FileKind,
+}
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileKind {
+    /// Of small pages.
+    Small,
+    /// Of 2 MiB pages.
+    Hugetlb,
+    /// A device, which is all there, and which nobody can watch.
+    Dax,
+}
+
+impl FileKind {
+    fn of(file: &OwnedFd) -> Result<Self, Errno> {
+        if FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::CharacterDevice {
+            return Ok(Self::Dax);
+        }
+        let huge = fstatfs(file)?.f_type as u32 == HUGETLBFS;
+        Ok(if huge { Self::Hugetlb } else { Self::Small })
+    }
 }
 
 /// `HUGETLBFS_MAGIC` in include/uapi/linux/magic.h.
@@ -75,9 +106,23 @@ impl Area {
             false => Source::FileUnreserved(file.as_fd()),
         };
         let alias = Slots::map(count, space.size(), source)?;
-        let huge = fstatfs(&file)?.f_type as u32 == HUGETLBFS;
-        let page = if huge { HUGE_PAGE_SIZE } else { PAGE_SIZE } as usize;
-        Ok(Self { file, alias, first, page })
+        let kind = FileKind::of(&file)?;
+        if kind == FileKind::Dax {
+            // It has its memory, with whatever is in it.
+            (0..count).for_each(|index| alias.set_backed(index));
+        }
+        Ok(Self { file, alias, first, kind })
+    }
+
+    /// The same, treated as a device.
+    pub(crate) fn unwatched(mut self) -> Self {
+        self.kind = FileKind::Dax;
+        self
+    }
+
+    /// Whether userfaultfd can watch mappings of it.
+    fn is_watched(&self) -> bool {
+        self.kind != FileKind::Dax
     }
 }
 
@@ -110,6 +155,9 @@ pub(crate) struct RemapEngine {
     /// The home of each part, in order of granules.
     homes: Vec<Area>,
     pools: Vec<Area>,
+    /// There, if any pool is a device.
+    park: Option<Arc<dyn Park>>,
+    pace: Pace,
     losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
@@ -125,14 +173,20 @@ impl RemapEngine {
         space: Arc<Space>,
         homes: Vec<Area>,
         pools: Vec<Area>,
+        park: Option<Arc<dyn Park>>,
         hooks: Arc<dyn Hooks>,
         fatal: Fatal,
     ) -> Result<Self, Errno> {
-        for part in space.parts() {
+        let watched = |origin| match origin {
+            Origin::Ram => true,
+            Origin::Window(PoolId(id)) => pools.get(usize::from(id)).is_some_and(Area::is_watched),
+        };
+        for part in space.parts().iter().filter(|part| watched(part.origin)) {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             uffd.register(range, Modes::WriteProtect)?;
         }
-        Ok(Self { uffd, space, homes, pools, losses: Losses::default(), hooks, fatal })
+        let (pace, losses) = (Pace::default(), Losses::default());
+        Ok(Self { uffd, space, homes, pools, park, pace, losses, hooks, fatal })
     }
 
     fn guest(&self, granule: Granule) -> HvaRange {
@@ -269,7 +323,7 @@ impl RemapEngine {
         Ok(())
     }
 
-    /// Maps the new places of a run over the old ones.
+    /// Maps the new places of a run over the old ones; [`Self::watch`] follows.
     fn map_over(&self, steps: &[Step], outcomes: &mut [Outcome]) {
         let size = self.space.bytes();
         let range = HvaRange::new(self.guest(steps[0].granule).start(), steps.len() * size);
@@ -287,16 +341,118 @@ impl RemapEngine {
                 self.release(self.guest(step.granule));
             }
             outcomes.fill(if errno == Errno::NOMEM { Outcome::VmaBudget } else { Outcome::Busy });
+        }
+    }
+
+    /// Watches a run that was mapped over, and wakes who waits for it.
+    fn watch(&self, steps: &[Step], outcomes: &[Outcome]) {
+        if outcomes.first() != Some(&Outcome::Moved) {
             return;
         }
-        // Not watched, a granule is whole all the same; the next move of it
-        // tries again.
-        let _ = self.uffd.register(range, Modes::WriteProtect);
-        self.wake(range);
-        // The guest would fault on each small page; this is one call for all.
-        if spot.area.page == PAGE_SIZE as usize {
-            let _ = memory::populate(range);
+        let start = self.guest(steps[0].granule).start();
+        let range = HvaRange::new(start, steps.len() * self.space.bytes());
+        if self.spot(steps[0].granule, steps[0].to).area.is_watched() {
+            // Not watched, a granule is whole all the same; the next move of
+            // it tries again.
+            let _ = self.uffd.register(range, Modes::WriteProtect);
         }
+        self.wake(range);
+    }
+
+    /// The guest would fault on each small page of what it has now; this is
+    /// one call for all.
+    fn map_in(&self, steps: &[Step], outcomes: &[Outcome]) {
+        let size = self.space.bytes();
+        for (step, outcome) in steps.iter().zip(outcomes) {
+            let spot = self.spot(step.granule, step.to);
+            if *outcome == Outcome::Moved && spot.area.kind == FileKind::Small {
+                let range = HvaRange::new(self.guest(step.granule).start(), size);
+                let _ = memory::populate(range);
+            }
+        }
+    }
+
+    /// Whether vCPUs are to be parked while this step is carried out.
+    fn parks(&self, step: &Step) -> bool {
+        step.from_mapped && !self.spot(step.granule, step.from).area.is_watched()
+    }
+
+    /// The way of granules that the guest has mapped and that nobody can watch.
+    fn transfer_parked(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        let mut from = 0;
+        while from < steps.len() {
+            let batch = from..(from + self.pace.next()).min(steps.len());
+            from = batch.end;
+            self.transfer_batch(&steps[batch.clone()], &mut outcomes[batch]);
+        }
+    }
+
+    /// Parks vCPUs, and says since when they were asked to. One may wait for a
+    /// processor, or for somebody else's move: then all go on for a while.
+    fn hold_off(&self) -> Option<(Instant, Box<dyn Parked>)> {
+        const TRIES: u32 = 4;
+        let park = self.park.as_ref()?;
+        for _ in 0..TRIES {
+            let since = Instant::now();
+            if let Some(parked) = park.park(pace::LIMIT) {
+                return Some((since, parked));
+            }
+            self.pace.given_up();
+            thread::yield_now();
+        }
+        None
+    }
+
+    fn transfer_batch(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        for step in steps {
+            // The alias of a device is mapped when it is first touched, which
+            // takes a while; if it cannot be, the copy will say so.
+            let (from, to) = (self.spot(step.granule, step.from), self.spot(step.granule, step.to));
+            let _ = memory::map_in(from.area.alias.slot(from.index));
+            let _ = memory::map_in(to.area.alias.slot(to.index));
+        }
+        let Some((since, parked)) = self.hold_off() else {
+            let open = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Moved);
+            return open.for_each(|outcome| *outcome = Outcome::Busy);
+        };
+        let mut copying = Duration::ZERO;
+        let mut granules = 0;
+        for (step, outcome) in steps.iter().zip(outcomes.iter_mut()) {
+            if *outcome == Outcome::Moved {
+                let since = Instant::now();
+                if let Err(failed) = self.copy(step) {
+                    *outcome = failed;
+                }
+                copying += since.elapsed();
+                granules += 1;
+            }
+        }
+        let runs = self.runs_of(steps, |index| outcomes[index] == Outcome::Moved);
+        for run in &runs {
+            self.map_over(&steps[run.clone()], &mut outcomes[run.clone()]);
+        }
+        let vcpus = parked.vcpus();
+        drop(parked);
+        self.pace.note(Batch { granules, stall: since.elapsed(), copying, vcpus });
+        // They are still this mover's: nobody else would want to freeze them.
+        for run in runs {
+            self.watch(&steps[run.clone()], &outcomes[run]);
+        }
+        self.map_in(steps, outcomes);
+    }
+
+    /// Runs of steps whose granules follow one another, and whose new places
+    /// do.
+    fn runs_of(&self, steps: &[Step], alive: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
+        runs(
+            steps,
+            self.space.bytes(),
+            |index, _| alive(index),
+            |step| {
+                let spot = self.spot(step.granule, step.to);
+                (self.guest(step.granule).start().0, spot.alias().0)
+            },
+        )
     }
 
     /// The way of granules that the guest has mapped.
@@ -311,7 +467,7 @@ impl RemapEngine {
             let step = &steps[index];
             if std::mem::take(&mut to_map[index]) {
                 waiters.hurry.take(step.granule);
-                self.map_over(&steps[index..=index], &mut outcomes[index..=index]);
+                self.give(&steps[index..=index], &mut outcomes[index..=index]);
                 continue;
             }
             open[index] = false;
@@ -323,23 +479,20 @@ impl RemapEngine {
                     outcomes[index] = outcome;
                 }
             } else if waiters.hurry.take(step.granule) {
-                self.map_over(&steps[index..=index], &mut outcomes[index..=index]);
+                self.give(&steps[index..=index], &mut outcomes[index..=index]);
             } else {
                 to_map[index] = true;
             }
         }
-        let over = runs(
-            steps,
-            self.space.bytes(),
-            |index, _| to_map[index],
-            |step| {
-                let spot = self.spot(step.granule, step.to);
-                (self.guest(step.granule).start().0, spot.alias().0)
-            },
-        );
-        for run in over {
-            self.map_over(&steps[run.clone()], &mut outcomes[run]);
+        for run in self.runs_of(steps, |index| to_map[index]) {
+            self.give(&steps[run.clone()], &mut outcomes[run]);
         }
+    }
+
+    fn give(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+        self.map_over(steps, outcomes);
+        self.watch(steps, outcomes);
+        self.map_in(steps, outcomes);
     }
 
     fn map_fixed(&self, range: HvaRange, spot: Spot<'_>) -> Result<(), Errno> {
@@ -347,7 +500,7 @@ impl RemapEngine {
         // The alias has reserved huge pages. Other files get the flags that
         // guest memory began with, or what comes home would not become one
         // mapping with its neighbours that never left.
-        if spot.area.page == HUGE_PAGE_SIZE as usize {
+        if spot.area.kind == FileKind::Hugetlb {
             flags |= MapFlags::NORESERVE;
         }
         // SAFETY: the range is guest memory of this engine, mapped from one of
@@ -436,7 +589,10 @@ impl RemapEngine {
     fn fill_from(&self, step: &Step, to: HvaRange) -> Result<(), Errno> {
         let Step { granule, from: place, .. } = *step;
         let from = self.spot(granule, place).alias();
-        let page = self.homes.first().map_or(PAGE_SIZE as usize, |home| home.page);
+        let page = match self.homes.first().map(|home| home.kind) {
+            Some(FileKind::Hugetlb) => HUGE_PAGE_SIZE as usize,
+            _ => PAGE_SIZE as usize,
+        };
         let mut done = 0;
         for attempt in 0.. {
             let rest = HvaRange::new(to.start().offset(done), to.len() - done);
@@ -484,7 +640,10 @@ impl Engine for RemapEngine {
 
     fn exists(&self, granule: Granule) -> bool {
         let spot = self.spot(granule, self.space.birthplace(granule));
-        if spot.area.page == HUGE_PAGE_SIZE as usize {
+        if spot.area.kind == FileKind::Dax {
+            return true;
+        }
+        if spot.area.kind == FileKind::Hugetlb {
             // mincore(2) tells of page tables there, and such pages stay in them.
             return memory::any_in_core(self.guest(granule))
                 || memory::any_in_core(spot.area.alias.slot(spot.index));
@@ -510,10 +669,18 @@ impl Engine for RemapEngine {
                 outcomes[index] = outcome;
             }
         }
-        let mapped: Vec<_> = runs(steps, 0, |_, step| step.from_mapped, |_| (0, 0));
-        for run in mapped {
+        let watched = |step: &Step| step.from_mapped && !self.parks(step);
+        for run in runs(steps, 0, |_, step| watched(step), |_| (0, 0)) {
             self.transfer_mapped(&steps[run.clone()], waiters, &mut outcomes[run]);
         }
+        // After the others: what they hold off they have let go of.
+        for run in runs(steps, 0, |_, step| self.parks(step), |_| (0, 0)) {
+            self.transfer_parked(&steps[run.clone()], &mut outcomes[run]);
+        }
+    }
+
+    fn stalls(&self) -> Option<Stalls> {
+        self.pools.iter().any(|pool| !pool.is_watched()).then(|| self.pace.stalls())
     }
 
     fn watch_first_touch(&self, range: HvaRange) -> Result<(), Errno> {
@@ -532,7 +699,7 @@ impl Engine for RemapEngine {
                 row.back(spot.index)?;
             }
             self.map_fixed(guest, spot)?;
-            // As in `map_over`: it is there, watched or not.
+            // As in `watch`: it is there, watched or not, as a device's.
             let _ = self.uffd.register(guest, Modes::WriteProtect);
         } else {
             // The mapping stays watched for missing pages, for a watch cannot
@@ -553,8 +720,8 @@ impl Engine for RemapEngine {
     fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
         let Some(area) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
         // Huge pages stay reserved: given back, somebody else could take them,
-        // and the region would be gone for good.
-        if area.page == HUGE_PAGE_SIZE as usize {
+        // and the region would be gone for good. A device has nothing to give.
+        if area.kind != FileKind::Small {
             return Ok(0);
         }
         let blocks = || fstat(&area.file).map(|stat| stat.st_blocks);

@@ -15,16 +15,19 @@ use super::failure::Damaged;
 use super::fault::FaultThread;
 use super::heat::HeatThread;
 use super::movers::Movers;
-use super::{Tiers, TiersConfig, TiersError};
-use crate::backing::{self, Backing};
+use super::{RegionConfig, Tiers, TiersConfig, TiersError};
+use crate::backing::{self, Backing, BackingError};
+use crate::dax;
 use crate::engine::hurry::Hurry;
 use crate::engine::mover::MoveEngine;
+use crate::engine::node::NodeEngine;
 use crate::engine::remap::{Area, RemapEngine};
 use crate::engine::{Engine, EngineName};
 use crate::granule::{Frame, Granule, GranuleSize, Kind, PoolId};
 use crate::guest::GuestMemory;
-use crate::hva::Hva;
+use crate::hva::{Hva, HvaRange};
 use crate::migrate::crew::Crew;
+use crate::numa::{Placement, calls};
 use crate::policy::{self, PolicyName};
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
@@ -47,6 +50,8 @@ impl Tiers {
         let space = Arc::new(space(memory, &config)?);
         let uffd = Arc::new(open(&config)?);
         let frames = frames(&space, &config)?;
+        let placement = config.placement();
+        bind_ram(&space, &placement).map_err(refused("NUMA nodes for guest memory"))?;
         let engine: Box<dyn Engine> = match config.engine() {
             EngineName::Move => Box::new(
                 MoveEngine::new(
@@ -54,11 +59,19 @@ impl Tiers {
                     Arc::clone(&space),
                     &frames,
                     config.wants_huge_pages(),
+                    placement,
                     Arc::clone(&config.hooks),
                     config.fatal,
                 )
                 .map_err(refused("memory of the pools"))?,
             ),
+            EngineName::Node => Box::new(NodeEngine::new(
+                Arc::clone(&space),
+                placement,
+                config.wants_huge_pages(),
+                Arc::clone(&config.hooks),
+                config.fatal,
+            )),
             EngineName::Remap => Box::new(remap(memory, &space, &uffd, &frames, &config)?),
         };
         let mut pools = Vec::new();
@@ -109,19 +122,56 @@ impl Tiers {
     }
 }
 
+/// RAM comes from the nodes of home, also what is in it already.
+fn bind_ram(space: &Space, placement: &Placement) -> Result<(), Errno> {
+    if placement.home.is_empty() {
+        return Ok(());
+    }
+    for part in space.parts().iter().filter(|part| part.origin == Origin::Ram) {
+        let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
+        calls::bind(range, &placement.home)?;
+    }
+    Ok(())
+}
+
 fn check(config: &TiersConfig) -> Result<(), TiersError> {
-    let files = |backing| backing != Backing::Anon;
+    let files = |backing: Backing| !backing.is_anonymous();
     for (index, region) in config.regions.iter().enumerate() {
         if files(region.backing) != files(config.ram) {
             return Err(TiersError::Mixed { index, region: region.backing, ram: config.ram });
         }
     }
+    if config.engine() == EngineName::Node {
+        check_nodes(config)?;
+    }
+    let dax = |region: &RegionConfig| matches!(region.backing, Backing::Dax(_));
+    if config.regions.iter().any(dax) && config.park.is_none() {
+        return Err(TiersError::Missing("nobody parks vCPUs, as /dev/dax needs it".to_owned()));
+    }
     let hugetlb = config.ram == Backing::Hugetlb
-        || config.regions.iter().any(|region| region.backing == Backing::Hugetlb);
+        || config.regions.iter().any(|region| region.backing == Backing::Hugetlb || dax(region));
     if hugetlb && config.granule != GranuleSize::M2 {
         return Err(TiersError::Granule { granule: config.granule });
     }
     Ok(())
+}
+
+/// What move_pages(2) cannot do.
+fn check_nodes(config: &TiersConfig) -> Result<(), TiersError> {
+    let why = if !config.ram.is_anonymous() {
+        "moves no files: use --memory SIZE,backing=anon"
+    } else if config.regions.iter().any(|region| region.backing.node().is_none()) {
+        "needs a node for every region: use backing=node:N, or engine=move"
+    } else if config.regions.iter().any(|region| region.kind == Kind::Private) {
+        "leaves no granule unmapped: use kind=public, or engine=move"
+    } else if config.granule != GranuleSize::M2 {
+        "moves whole huge pages: use --granule 2M, or engine=move"
+    } else if config.policy == PolicyName::FirstTouch {
+        "does not place first touches: use --policy static or on-fault, or engine=move"
+    } else {
+        return Ok(());
+    };
+    Err(TiersError::Node(why))
 }
 
 fn space(memory: &GuestMemory, config: &TiersConfig) -> Result<Space, TiersError> {
@@ -137,7 +187,7 @@ fn space(memory: &GuestMemory, config: &TiersConfig) -> Result<Space, TiersError
 /// Frames of each region: those of its window and those of its pool.
 fn frames(space: &Space, config: &TiersConfig) -> Result<Vec<u32>, TiersError> {
     let (granule, size) = (config.granule, config.granule.bytes());
-    let count = |region: &super::RegionConfig| {
+    let count = |region: &RegionConfig| {
         let window = region.window.and_then(|slot| space.parts().get(slot));
         let window = window.map_or(0, |part| part.count);
         let bad = TiersError::Pool { bytes: region.pool, granule };
@@ -153,6 +203,7 @@ fn frames(space: &Space, config: &TiersConfig) -> Result<Vec<u32>, TiersError> {
 fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
     let needed = match config.engine() {
         EngineName::Move => Features::MOVE.with(Features::WRITE_PROTECT),
+        EngineName::Node => Features::NONE,
         EngineName::Remap => Features::WRITE_PROTECT
             .with(Features::WRITE_PROTECT_FILES)
             .with(Features::MISSING_SHMEM)
@@ -164,6 +215,7 @@ fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
             EngineName::Move => "this kernel cannot move pages (UFFDIO_MOVE, since Linux 6.8): \
                                  use --memory SIZE,backing=memfd and the same for the regions"
                 .to_owned(),
+            EngineName::Node => "this kernel cannot watch memory (userfaultfd)".to_owned(),
             EngineName::Remap => "this kernel cannot write-protect files in memory \
                                   (UFFD_FEATURE_WP_HUGETLBFS_SHMEM, since Linux 5.19): \
                                   use a newer one"
@@ -210,18 +262,24 @@ fn remap(
         let file = match region.window {
             Some(slot) => {
                 let file = file_of(slot)?;
-                ftruncate(file.as_fd(), bytes).map_err(refused("the size of a pool"))?;
+                if let Backing::Dax(path) = region.backing {
+                    dax::check_size(&file, path, bytes).map_err(BackingError::from)?;
+                } else {
+                    ftruncate(file.as_fd(), bytes).map_err(refused("the size of a pool"))?;
+                }
                 file
             }
             None => backing::file(bytes, region.backing)?,
         };
-        pools.push(alias(file, 0, *count, true)?);
+        let area = alias(file, 0, *count, true)?;
+        pools.push(if config.unwatched_pools { area.unwatched() } else { area });
     }
     RemapEngine::new(
         Arc::clone(uffd),
         Arc::clone(space),
         homes,
         pools,
+        config.park.clone(),
         Arc::clone(&config.hooks),
         config.fatal,
     )

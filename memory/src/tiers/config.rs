@@ -9,6 +9,8 @@ use crate::engine::EngineName;
 use crate::engine::hooks::{Hooks, NoHooks};
 use crate::granule::{GranuleSize, Kind};
 use crate::heat::Settings;
+use crate::numa::Placement;
+use crate::park::Park;
 use crate::policy::PolicyName;
 use crate::uffd::Features;
 use crate::uffd::abi::Door;
@@ -74,6 +76,8 @@ pub struct TiersConfig {
     pub copy_threads: usize,
     /// Host memory behind RAM.
     pub ram: Backing,
+    /// How granules move; `None`: as suits the memory.
+    pub engine: Option<EngineName>,
     /// Whether granules of 2 MiB of anonymous memory are to be huge pages;
     /// benches measure small ones too.
     pub huge_pages: bool,
@@ -83,6 +87,12 @@ pub struct TiersConfig {
     pub features: Features,
     /// Doors to userfaultfd, in the order in which they are tried.
     pub doors: Vec<Door>,
+    /// Who parks vCPUs; a region on /dev/dax needs it.
+    pub park: Option<Arc<dyn Park>>,
+    /// Treats the files of pools as if nobody could watch them, like a device,
+    /// for tests on machines without one.
+    #[doc(hidden)]
+    pub unwatched_pools: bool,
     /// Interference by tests.
     pub hooks: Arc<dyn Hooks>,
     /// Numbers of policy `heat`.
@@ -100,10 +110,13 @@ impl TiersConfig {
             policy: PolicyName::Static,
             copy_threads: 1,
             ram: Backing::Anon,
+            engine: None,
             huge_pages: true,
             regions: Vec::new(),
             features: Features::ALL,
             doors: vec![Door::SystemCall, Door::Device],
+            park: None,
+            unwatched_pools: false,
             hooks: Arc::new(NoHooks),
             heat: HeatConfig::default(),
             fatal,
@@ -116,12 +129,19 @@ impl TiersConfig {
         self.huge_pages && self.granule == GranuleSize::M2
     }
 
-    /// The engine that this kind of memory takes.
+    /// The engine that was asked for, or that this kind of memory takes.
     pub fn engine(&self) -> EngineName {
-        match self.ram {
-            Backing::Anon => EngineName::Move,
-            Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+        match self.engine {
+            Some(engine) => engine,
+            None if self.ram.is_anonymous() => EngineName::Move,
+            None => EngineName::Remap,
         }
+    }
+
+    /// Which nodes the tiers are on.
+    pub(crate) fn placement(&self) -> Placement {
+        let pools = self.regions.iter().map(|region| region.backing.node());
+        Placement::new(self.ram.node(), pools.collect())
     }
 }
 
@@ -147,8 +167,13 @@ pub enum TiersError {
         /// That of RAM.
         ram: Backing,
     },
+    /// What the `node` engine cannot move.
+    #[error("engine=node {0}")]
+    Node(&'static str),
     /// A granule that the backing cannot have.
-    #[error("granules of {granule} cannot be had of hugetlb pages, which are not split: use 2M")]
+    #[error(
+        "granules of {granule} cannot be had of hugetlb pages or /dev/dax, which are not split: use 2M"
+    )]
     Granule {
         /// The granule.
         granule: GranuleSize,

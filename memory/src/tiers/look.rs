@@ -7,6 +7,7 @@ use super::core::lock;
 use super::counters::Counts;
 use crate::engine::EngineName;
 use crate::granule::{Granule, GranuleSize, Kind, PoolId};
+use crate::park::Stalls;
 use crate::policy::PolicyName;
 use crate::pool::PoolStats;
 use crate::table::{Place, View};
@@ -36,6 +37,8 @@ pub struct TiersStatus {
     pub vmas: (u64, u64),
     /// How faults are had.
     pub door: Door,
+    /// How long vCPUs were parked for moves; `None` where they never are.
+    pub stalls: Option<Stalls>,
 }
 
 /// A device region in numbers.
@@ -117,6 +120,7 @@ impl Tiers {
             counts: core.counters.read(),
             vmas: lock(&core.budget).numbers(),
             door: core.uffd.opened().door,
+            stalls: core.engine.stalls(),
         }
     }
 

@@ -36,14 +36,17 @@ fn program(folder: &Path) -> Vec<u8> {
 fn lose_a_page() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api");
+    // Devices of dax_hmem are kmem's unless somebody says otherwise
+    // (`dax_match_type`, drivers/dax/bus.c).
     let script = "insmod /lib/modules/dax_hmem.ko\ninsmod /lib/modules/device_dax.ko\n\
+                  echo dax0.0 > /sys/bus/dax/drivers/device_dax/new_id\n\
                   /bin/lose-a-page /dev/dax0.0\necho neap-job: program $?\n\
                   dmesg | grep -c 'Memory failure' | sed 's/^/neap-job: failures /'\n\
                   ls / >/dev/null && echo neap-job: the kernel goes on\n";
     let job = Job::script(script).file("/bin/lose-a-page", program(folder.path()));
     let booted = Guest::with_job(job)
-        .options("--memory 512M --cpus 1")
-        .options(&format!("--device-memory size=64M,addr={WINDOW:#x}"))
+        .options("--numa node=0,cpus=0,memory=512M")
+        .options(&format!("--device-memory size=128M,node=1,addr={WINDOW:#x}"))
         .options(&format!("--api-socket {}", socket.display()))
         .boot();
     booted.running().wait_for("lose-a-page: in use", PATIENCE);

@@ -10,6 +10,7 @@ pub mod figure;
 pub mod heat;
 pub mod machine;
 pub mod moving;
+pub mod node;
 pub mod plot;
 pub mod rows;
 pub mod start;

@@ -11,7 +11,9 @@ use super::place;
 use crate::bench::boot::{self, BootImages};
 use crate::bench::heat;
 use crate::bench::moving::subject as moving;
+use crate::bench::node;
 use crate::bench::plot::{Panel, Series, svg};
+use crate::bench::rows::Rows;
 use crate::bench::start::{self, Sides};
 use crate::bench::{BenchError, LeftOut, Machine, Results};
 use crate::failure::{self, Failure, Outcome, SUCCESS, tell};
@@ -28,7 +30,8 @@ use crate::images;
   neap bench migrate --only 2m_thp --plot migrate.svg
   neap bench fault --json
   neap bench heat
-  neap bench heat --trace touches.bin")]
+  neap bench heat --trace touches.bin
+  neap lab --host-tiers -- bench node")]
 pub struct BenchArgs {
     #[command(subcommand)]
     subject: Subject,
@@ -85,6 +88,15 @@ enum Subject {
     },
     /// A device region of 1T: how soon it is there, what it costs, and what a granule costs
     Pool(MovingArgs),
+    /// Moving memory between two NUMA nodes of this machine by each engine that can, beside a
+    /// program of bare move_pages(2)
+    Node {
+        /// Turns in which all three are measured
+        #[arg(long, value_name = "N", default_value_t = 21)]
+        runs: usize,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// The API socket of a machine with a region of 1T, while its memory moves all the time: how soon
     /// it answers, and what a scrape of the metrics costs the moves
     Api(MovingArgs),
@@ -138,6 +150,11 @@ pub fn execute(args: BenchArgs) -> Outcome {
         }
         Subject::Heat { runs, output, .. } => bench_heat(runs, &output),
         Subject::Pool(args) => bench_moving(moving::Subject::Pool, &args),
+        Subject::Node { runs, output } => {
+            let mut say = |what: &str| tell(format_args!("measuring {what}"));
+            let rows = node::measure(runs, &mut say).map_err(failure)?;
+            show_rows(&rows, runs, "memory that moves between nodes", &output)
+        }
         Subject::Api(args) => bench_moving(moving::Subject::Api, &args),
     }
 }
@@ -146,6 +163,10 @@ fn bench_moving(subject: moving::Subject, args: &MovingArgs) -> Outcome {
     let MovingArgs { runs, only, output } = args;
     let mut say = |names: &str| tell(format_args!("measuring {names}"));
     let rows = moving::measure(subject, *runs, only.as_deref(), &mut say).map_err(failure)?;
+    show_rows(&rows, *runs, "memory that moves", output)
+}
+
+fn show_rows(rows: &Rows, runs: usize, title: &str, output: &OutputArgs) -> Outcome {
     for LeftOut { name, why } in &rows.left_out {
         tell(format_args!("left out: {name}: {why}"));
     }
@@ -157,9 +178,7 @@ fn bench_moving(subject: moving::Subject, args: &MovingArgs) -> Outcome {
         figures: rows.figures(),
         left_out: rows.left_out.clone(),
     };
-    print(output, &results, || {
-        format!("{}{}", heading(&results.machine, *runs), rows.text("memory that moves"))
-    })
+    print(output, &results, || format!("{}{}", heading(&results.machine, runs), rows.text(title)))
 }
 
 fn bench_heat(runs: usize, output: &OutputArgs) -> Outcome {

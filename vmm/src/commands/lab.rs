@@ -21,9 +21,14 @@ use crate::lab::{self, LabImages, LabRequest, agent};
 #[command(after_help = "Examples:
   neap lab -- doctor
   neap lab --verbose -- run --kernel vmlinux --initrd initramfs.cpio
+  neap lab --host-tiers -- doctor
   neap lab --time-limit 300 -- bench boot --json")]
 pub struct LabArgs {
-    /// RAM of the lab [default: 6G, or three quarters of what is available]
+    /// Give the lab a second NUMA node without CPUs and a /dev/dax0.0 of 1G
+    #[arg(long, conflicts_with = "lab_kernel")]
+    host_tiers: bool,
+    /// RAM of the lab [default: 6G, with --host-tiers 6656M, or three quarters
+    /// of what is available]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
     /// CPUs of the lab
@@ -66,19 +71,28 @@ pub fn execute(args: LabArgs) -> Outcome {
         let error = Command::new(&program).args(args.arguments).exec();
         return Err(Failure::usage(format_args!("cannot run {}: {error}", program.display())));
     }
-    let images = match (args.lab_kernel, args.lab_initramfs) {
-        (Some(kernel), Some(initramfs)) => LabImages { kernel, initramfs },
-        _ => LabImages::from(&images::locate().map_err(Failure::usage)?),
+    let (images, modules) = match (args.lab_kernel, args.lab_initramfs) {
+        (Some(kernel), Some(initramfs)) => (LabImages { kernel, initramfs }, None),
+        _ => {
+            let images = images::locate().map_err(Failure::usage)?;
+            (LabImages::from(&images), Some(images.modules))
+        }
+    };
+    let host_tiers = modules.filter(|_| args.host_tiers);
+    let memory = match host_tiers {
+        Some(_) => lab::default_memory_with_tiers,
+        None => lab::default_memory,
     };
     lab::run(&LabRequest {
         program,
         arguments: args.arguments,
         agent: neap,
         images,
-        memory: args.memory.map_or_else(lab::default_memory, |size| size.0),
+        memory: args.memory.map_or_else(memory, |size| size.0),
         cpus: args.cpus,
         time_limit: args.time_limit,
         verbose: args.verbose,
+        host_tiers,
     })
     .map_err(place::failure)
 }

@@ -31,6 +31,7 @@ pub(super) fn in_lab(arguments: Vec<OsString>, limit: Option<Duration>) -> Outco
         cpus: lab::CPUS,
         time_limit: limit,
         verbose: false,
+        host_tiers: None,
     })
     .map_err(failure)
 }
@@ -46,6 +47,7 @@ pub(super) fn failure(error: LabError) -> Failure {
     match error {
         LabError::Cpus(_)
         | LabError::Memory(_)
+        | LabError::TiersMemory(_)
         | LabError::QemuMissing
         | LabError::Image { .. }
         | LabError::AgentPath { .. }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use clap::Args;
 use neap_memory::addr::{GIB, display_size};
-use neap_memory::{GpaRange, backing};
+use neap_memory::numa::nodes;
+use neap_memory::{GpaRange, backing, dax};
 use serde_json::json;
 
 use crate::builder::{self, BuildError, Built};
@@ -70,6 +71,13 @@ pub fn execute(args: RunArgs) -> Outcome {
     if let Some((bytes, option)) = config.hugetlb() {
         backing::check_huge_pages(bytes)
             .map_err(|e| Failure::usage(ConfigError::new(option, e)))?;
+    }
+    for (node, bytes, option) in config.nodes() {
+        nodes::check(node, bytes).map_err(|e| Failure::usage(ConfigError::new(option, e)))?;
+    }
+    for (path, bytes) in config.dax() {
+        dax::open_device(path, bytes)
+            .map_err(|e| Failure::usage(ConfigError::new("--device-memory", e)))?;
     }
     let ram: u64 = config.layout.ram().iter().map(GpaRange::size).sum();
     if config.ram.prefault && ram >= SLOW_TO_FILL {

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use neap_memory::addr::{MIB, display_size};
+use neap_memory::dax::DaxPath;
 use neap_memory::granule::Kind;
 use neap_memory::guest::RangeSpec;
 use neap_memory::layout::{Layout, LayoutError, Occupant, WindowError, WindowRequest};
@@ -107,6 +108,37 @@ impl VmConfig {
             (_, _) => "--memory and --device-memory",
         };
         Some((regions.saturating_add(ram), option))
+    }
+
+    /// Bytes that the machine takes of each NUMA node that an option names,
+    /// and the option.
+    pub fn nodes(&self) -> Vec<(u32, u64, &'static str)> {
+        let ram: u64 = self.layout.ram().iter().map(GpaRange::size).sum();
+        let regions = self.regions.iter().map(|region| {
+            let window = region.window.map_or(0, |window| window.size());
+            (region.backing, window.saturating_add(region.pool), "--device-memory")
+        });
+        let mut nodes: Vec<(u32, u64, &'static str)> = Vec::new();
+        for (backing, bytes, option) in
+            std::iter::once((self.ram.backing, ram, "--memory")).chain(regions)
+        {
+            let Some(node) = backing.node() else { continue };
+            match nodes.iter_mut().find(|(known, ..)| *known == node) {
+                Some((_, sum, last)) => (*sum, *last) = (sum.saturating_add(bytes), option),
+                None => nodes.push((node, bytes, option)),
+            }
+        }
+        nodes
+    }
+
+    /// The /dev/dax of each device region that is one, and how many bytes of it
+    /// are taken.
+    pub fn dax(&self) -> impl Iterator<Item = (DaxPath, u64)> + '_ {
+        self.regions.iter().filter_map(|region| {
+            let Backing::Dax(path) = region.backing else { return None };
+            let window = region.window.map_or(0, |window| window.size());
+            Some((path, window.saturating_add(region.pool)))
+        })
     }
 
     /// The option that range `index` of [`Self::ranges`] comes from.

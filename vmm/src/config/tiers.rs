@@ -6,7 +6,7 @@ use std::path::Path;
 use neap_memory::Backing;
 use neap_memory::addr::display_size;
 pub use neap_memory::engine::EngineName;
-use neap_memory::granule::GranuleSize;
+use neap_memory::granule::{GranuleSize, Kind};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::HeatConfig;
 
@@ -28,15 +28,44 @@ fn backings(engine: EngineName) -> &'static str {
     match engine {
         EngineName::Move => "anon",
         EngineName::Remap => "memfd or hugetlb",
+        EngineName::Node => "node:N",
     }
 }
 
-/// The engine for memory of this kind.
+/// The engine for memory of this kind, if nobody names another.
 fn engine_of(backing: Backing) -> EngineName {
     match backing {
-        Backing::Anon => EngineName::Move,
-        Backing::Memfd | Backing::Hugetlb => EngineName::Remap,
+        Backing::Anon | Backing::Node(_) => EngineName::Move,
+        Backing::Memfd | Backing::Hugetlb | Backing::Dax(_) => EngineName::Remap,
     }
+}
+
+/// The engine of the whole machine.
+fn choose_engine(request: &Request<'_>) -> Result<EngineName, ConfigError> {
+    let named = |engine| {
+        let of = |region: &&DeviceMemoryOption| moves(request, region);
+        request.regions.iter().filter(of).any(|region| region.engine == Some(engine))
+    };
+    match (named(EngineName::Node), named(EngineName::Move)) {
+        (true, true) => {
+            let message = "engine=node and engine=move are of the whole machine: name one of them";
+            Err(ConfigError::new("--device-memory", message))
+        }
+        (true, false) => Ok(EngineName::Node),
+        (false, false) if suits_node(request) => Ok(EngineName::Node),
+        (false, _) => Ok(engine_of(request.memory.backing)),
+    }
+}
+
+/// Whether move_pages(2), which is the faster way between nodes (`neap bench
+/// node`), can move all of the machine.
+fn suits_node(request: &Request<'_>) -> bool {
+    let mut regions = request.regions.iter().filter(|region| moves(request, region)).peekable();
+    regions.peek().is_some()
+        && request.memory.backing.is_anonymous()
+        && request.granule.unwrap_or_default() == GranuleSize::M2
+        && request.policy.unwrap_or_default() != PolicyName::FirstTouch
+        && regions.all(|region| region.backing.node().is_some() && region.kind != Kind::Private)
 }
 
 /// How granules of guest memory are tracked and moved.
@@ -82,6 +111,13 @@ pub(super) fn resolve(
         return Err(ConfigError::new("--copy-threads", message));
     }
     request.api_socket.map_or(Ok(()), check_socket_path)?;
+    if matches!(request.memory.backing, Backing::Dax(_)) {
+        let message = format!(
+            "backing={} is memory of a device region: give --memory another",
+            request.memory.backing
+        );
+        return Err(ConfigError::new("--memory", message));
+    }
     let ram = (request.memory.size, request.memory.backing);
     let heat = heat::resolve(request.heat, policy, ram, warnings)?;
     for (index, region) in request.regions.iter().enumerate() {
@@ -104,7 +140,7 @@ pub(super) fn resolve(
         );
         return Err(ConfigError::new("--device-memory", message));
     }
-    let engine = engine_of(request.memory.backing);
+    let engine = choose_engine(request)?;
     for (index, region) in request.regions.iter().enumerate() {
         check_engine(request, region).map_err(|message| refuse_region(request, index, message))?;
     }
@@ -155,6 +191,7 @@ fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
 fn check_region(region: &DeviceMemoryOption, granule: GranuleSize) -> Result<(), String> {
     if let Some(engine) = region.engine
         && engine != engine_of(region.backing)
+        && (engine, region.backing.node().is_some()) != (EngineName::Node, true)
     {
         return Err(format!(
             "engine={engine} does not move backing={}: give backing={}, or leave engine= out",
@@ -210,24 +247,21 @@ fn check_engine(request: &Request<'_>, region: &DeviceMemoryOption) -> Result<()
     ))
 }
 
-/// hugetlb memory moves by its own page size only.
+/// hugetlb memory and /dev/dax move by their own page size only.
 fn check_granule(request: &Request<'_>, granule: GranuleSize) -> Result<(), ConfigError> {
     if granule == GranuleSize::M2 {
         return Ok(());
     }
-    let region_moves = request
-        .regions
-        .iter()
-        .any(|region| moves(request, region) && region.backing == Backing::Hugetlb);
-    let option = if request.memory.backing == Backing::Hugetlb {
-        "--memory"
-    } else if region_moves {
-        "--device-memory"
+    let whole = |backing: &Backing| matches!(backing, Backing::Hugetlb | Backing::Dax(_));
+    let regions = request.regions.iter().filter(|region| moves(request, region));
+    let (option, kind) = if whole(&request.memory.backing) {
+        ("--memory", request.memory.backing)
+    } else if let Some(backing) = regions.map(|region| region.backing).find(whole) {
+        ("--device-memory", backing)
     } else {
         return Ok(());
     };
-    let message =
-        format!("{granule}: backing=hugetlb ({option}) cannot be split: use --granule 2M");
+    let message = format!("{granule}: backing={kind} ({option}) cannot be split: use --granule 2M");
     Err(ConfigError::new("--granule", message))
 }
 
@@ -322,6 +356,39 @@ mod tests {
             let tiers = resolve(&request, &mut Vec::new()).unwrap().unwrap();
             assert_eq!((tiers.engine, tiers.copy_threads), (engine, 16));
         }
+    }
+
+    #[test]
+    fn nodes_are_moved_between_by_move_pages_where_it_can() {
+        let engine = |region: &'static str, machine: Machine| {
+            let regions = &*Box::leak(Box::new([region]));
+            Machine { regions, ..machine }.resolve().unwrap().0.unwrap().engine
+        };
+        const NODE: &str = "size=0,pool=2M,backing=node:1";
+        let plain = Machine::default;
+        assert_eq!(engine(NODE, plain()), EngineName::Node);
+        assert_eq!(engine("size=0,pool=2M,backing=node:1,engine=move", plain()), EngineName::Move);
+        assert_eq!(engine("size=0,pool=2M,backing=node:1,kind=private", plain()), EngineName::Move);
+        let (granule, policy) = (GranuleSize::K64, PolicyName::FirstTouch);
+        assert_eq!(engine(NODE, Machine { granule, ..plain() }), EngineName::Move);
+        assert_eq!(engine(NODE, Machine { policy, ..plain() }), EngineName::Move);
+        let regions = &[NODE, "size=0,pool=2M"];
+        let mixed = Machine { regions, ..plain() }.resolve().unwrap().0.unwrap();
+        assert_eq!(mixed.engine, EngineName::Move);
+    }
+
+    #[test]
+    fn a_dax_device_goes_with_files_and_whole_huge_pages() {
+        let regions = &["size=2M,pool=2M,backing=dax:/dev/dax0.0"];
+        let machine = || Machine { memory: "512M,backing=memfd", regions, ..Machine::default() };
+        assert_eq!(machine().resolve().unwrap().0.unwrap().engine, EngineName::Remap);
+        let message = Machine { granule: GranuleSize::K4, ..machine() }.resolve().unwrap_err();
+        assert!(message.contains("backing=dax:/dev/dax0.0 (--device-memory)"), "{message}");
+        let message = Machine { memory: "512M", ..machine() }.resolve().unwrap_err();
+        assert!(message.contains("--memory 512M,backing=memfd or hugetlb"), "{message}");
+        let message = Machine { memory: "512M,backing=dax:/dev/dax0.0", ..machine() };
+        let message = message.resolve().unwrap_err();
+        assert!(message.starts_with("--memory: backing=dax"), "{message}");
     }
 
     #[test]

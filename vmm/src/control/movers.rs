@@ -164,7 +164,13 @@ impl Means {
                 None => Err(Error::new(ErrorKind::Refused, format!("there is no pin {number}"))),
             },
             Job::Unplug(region) => self.unplug(region, &reply),
-            Job::Plug(region) => memory.plug(region).map(Answer::Plugged).map_err(refused),
+            Job::Plug(region) => match memory.plug(region) {
+                Ok(plugged) => {
+                    self.tell_region(region, true);
+                    Ok(Answer::Plugged(plugged))
+                }
+                Err(why) => Err(refused(why)),
+            },
             Job::FailPage(address) => memory
                 .fail_page(Gpa(address))
                 .map(|()| Answer::PageFailed(api::PageFailed {}))
@@ -207,7 +213,15 @@ impl Means {
             reply.progress(translate::progress(progress));
             if reply.is_wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        self.memory.unplug(region, &mut tell).map(Answer::Unplugged).map_err(refused)
+        let unplugged = self.memory.unplug(region, &mut tell).map_err(refused)?;
+        if unplugged.gone {
+            self.tell_region(region, false);
+        }
+        Ok(Answer::Unplugged(unplugged))
+    }
+
+    fn tell_region(&self, region: u8, there: bool) {
+        self.hub.tell(Event::Region(api::RegionChanged { region, there }));
     }
 
     fn policy(&self, set: Option<PolicyWord>) -> Result<Answer, Error> {

@@ -98,6 +98,15 @@ impl Memory for Tiers {
             memory_failures: counts.lost,
             vmas,
             vma_budget,
+            stalls: status.stalls.map(|stalls| api::Stalls {
+                batches: stalls.batches,
+                granules: stalls.granules,
+                total_us: stalls.nanos / 1000,
+                copying_us: stalls.copying_nanos / 1000,
+                longest_us: stalls.longest_nanos / 1000,
+                longest_beside_copy_us: stalls.longest_beside_copy_nanos / 1000,
+                given_up: stalls.given_up,
+            }),
         }
     }
 

@@ -4,10 +4,18 @@
 //! Whoever changes what is wanted kicks the threads afterwards (see
 //! [`super::kick`]); a thread looks at the gate each time before it enters the
 //! guest.
+//!
+//! Beside what the machine's owner wants, moves of memory *hold* the threads at
+//! the gate for milliseconds. A hold neither waits for a pause nor ends one:
+//! threads go on when nobody holds them and nobody wants them to pause.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use neap_memory::park::{Park, Parked};
+
+use super::kick::VcpuThread;
 
 /// What a vCPU thread should do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +35,8 @@ struct Threads {
     alive: usize,
     /// Of those, the ones that wait at the gate.
     parked: usize,
+    /// Those that have begun, for kicks.
+    begun: Vec<VcpuThread>,
 }
 
 /// The gate of one machine.
@@ -35,6 +45,8 @@ pub struct Gate {
     // A copy of what `threads` guards would do; the atomic spares the lock on
     // the way into the guest. Written only under the lock.
     wanted: AtomicU8,
+    /// How many hold the threads here; written only under the lock too.
+    holds: AtomicUsize,
     threads: Mutex<Threads>,
     changed: Condvar,
 }
@@ -44,7 +56,8 @@ impl Gate {
     pub fn new(threads: usize, wanted: Wanted) -> Self {
         Self {
             wanted: AtomicU8::new(wanted as u8),
-            threads: Mutex::new(Threads { alive: threads, parked: 0 }),
+            holds: AtomicUsize::new(0),
+            threads: Mutex::new(Threads { alive: threads, parked: 0, begun: Vec::new() }),
             changed: Condvar::new(),
         }
     }
@@ -55,9 +68,10 @@ impl Gate {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is wanted now.
+    /// What is wanted of threads now.
     pub fn wanted(&self) -> Wanted {
         match self.wanted.load(Ordering::Acquire) {
+            0 if self.holds.load(Ordering::Acquire) > 0 => Wanted::Pause,
             0 => Wanted::Run,
             1 => Wanted::Pause,
             _ => Wanted::Stop,
@@ -71,6 +85,17 @@ impl Gate {
             self.wanted.store(wanted as u8, Ordering::Release);
         }
         self.changed.notify_all();
+    }
+
+    /// Holds every thread at the gate, wherever it is now, until the hold is
+    /// dropped. `None` if one did not come within `limit`.
+    pub fn hold(self: &Arc<Self>, limit: Duration) -> Option<Hold> {
+        let threads = self.lock();
+        self.holds.fetch_add(1, Ordering::AcqRel);
+        let hold = Hold { gate: Arc::clone(self), threads: threads.alive };
+        threads.begun.iter().for_each(|thread| thread.kick());
+        drop(threads);
+        self.wait_parked(limit).then_some(hold)
     }
 
     /// Waits while the gate is paused; the caller's own thread counts as
@@ -107,14 +132,59 @@ impl Gate {
     }
 }
 
+/// Threads that are held at the gate, until this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    gate: Arc<Gate>,
+    threads: usize,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let _threads = self.gate.lock();
+        self.gate.holds.fetch_sub(1, Ordering::AcqRel);
+        self.gate.changed.notify_all();
+    }
+}
+
+impl Parked for Hold {
+    fn vcpus(&self) -> usize {
+        self.threads
+    }
+}
+
+/// The gate as whoever moves memory knows it.
+#[derive(Debug)]
+pub struct Holder(pub Arc<Gate>);
+
+impl Park for Holder {
+    fn park(&self, patience: Duration) -> Option<Box<dyn Parked>> {
+        self.0.hold(patience).map(|hold| Box::new(hold) as _)
+    }
+}
+
 /// A vCPU thread's place at the gate; given up when it ends, however it ends.
 #[derive(Debug)]
-pub struct Pass<'a>(pub &'a Gate);
+pub struct Pass<'a> {
+    gate: &'a Gate,
+    thread: VcpuThread,
+}
+
+impl<'a> Pass<'a> {
+    /// The place of this thread.
+    pub fn new(gate: &'a Gate) -> Self {
+        let thread = VcpuThread::this();
+        gate.lock().begun.push(thread);
+        Self { gate, thread }
+    }
+}
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.0.lock().alive -= 1;
-        self.0.changed.notify_all();
+        let mut threads = self.gate.lock();
+        threads.alive -= 1;
+        threads.begun.retain(|begun| *begun != self.thread);
+        self.gate.changed.notify_all();
     }
 }
 
@@ -134,7 +204,7 @@ mod tests {
             .map(|_| {
                 let gate = Arc::clone(&gate);
                 thread::spawn(move || {
-                    let _pass = Pass(&gate);
+                    let _pass = Pass::new(&gate);
                     loop {
                         match gate.wanted() {
                             Wanted::Run => thread::yield_now(),
@@ -154,6 +224,53 @@ mod tests {
         gate.want(Wanted::Stop);
         gate.want(Wanted::Run);
         assert!(gate.wait_ended(LIMIT));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn holds_overlap_with_each_other_and_with_pauses() {
+        crate::kvm::kick::install().unwrap();
+        let gate = Arc::new(Gate::new(2, Wanted::Run));
+        assert!(gate.hold(Duration::from_millis(1)).is_none(), "threads that have not begun");
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                thread::spawn(move || {
+                    let _pass = Pass::new(&gate);
+                    loop {
+                        match gate.wanted() {
+                            Wanted::Run => thread::yield_now(),
+                            Wanted::Pause => gate.park(),
+                            Wanted::Stop => break,
+                        }
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..50 {
+            let first = gate.hold(LIMIT).unwrap();
+            let second = gate.hold(LIMIT).unwrap();
+            assert_eq!(second.vcpus(), 2);
+            drop(first);
+            assert_eq!(gate.wanted(), Wanted::Pause);
+            // Somebody pauses and resumes meanwhile.
+            gate.want(Wanted::Pause);
+            assert!(gate.wait_parked(LIMIT));
+            gate.want(Wanted::Run);
+            assert_eq!(gate.wanted(), Wanted::Pause);
+            gate.want(Wanted::Pause);
+            drop(second);
+            // A hold while it is paused, which goes on after it.
+            drop(gate.hold(LIMIT).unwrap());
+            assert_eq!(gate.wanted(), Wanted::Pause);
+            gate.want(Wanted::Run);
+            assert_eq!(gate.wanted(), Wanted::Run);
+        }
+        let hold = gate.hold(LIMIT).unwrap();
+        gate.want(Wanted::Stop);
+        assert!(gate.wait_ended(LIMIT));
+        assert!(gate.hold(LIMIT).is_some(), "nobody is left to wait for");
+        drop(hold);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

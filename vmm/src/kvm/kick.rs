@@ -47,6 +47,26 @@ pub fn install() -> io::Result<()> {
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
+/// A thread that runs a vCPU, to be kicked by whoever knows that it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuThread(libc::pthread_t);
+
+impl VcpuThread {
+    /// This thread.
+    pub fn this() -> Self {
+        // SAFETY: it has no preconditions (pthread_self(3)).
+        Self(unsafe { libc::pthread_self() })
+    }
+
+    /// Kicks it out of KVM_RUN. Only for the gate, whose lock keeps the thread
+    /// from ending meanwhile.
+    pub(super) fn kick(self) {
+        // SAFETY: the thread lives: it takes itself off the gate's list, under
+        // the lock that the caller holds, before it ends.
+        unsafe { libc::pthread_kill(self.0, SIGRTMIN()) };
+    }
+}
+
 /// Kicks the thread out of KVM_RUN. A thread that has ended is no error.
 pub fn kick<T>(thread: &JoinHandle<T>) {
     let _ = thread.kill(SIGRTMIN());

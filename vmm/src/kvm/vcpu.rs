@@ -54,7 +54,7 @@ impl Drop for PanicReport<'_> {
 }
 
 fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
-    let _pass = Pass(&shared.gate);
+    let _pass = Pass::new(&shared.gate);
     let _report = PanicReport(&shared.reporter);
     let Some(counters) = shared.counters.get(index) else { return };
     let mut kickable = Kickable::new(&mut fd);

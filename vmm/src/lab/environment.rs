@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::wire::Start;
-use super::{INSIDE, LabRequest, terminal};
+use super::{INSIDE, LabRequest, host_tiers, terminal};
 
 /// Variables that pass into the lab. Others may name sockets, displays or
 /// folders that it does not have.
@@ -36,6 +36,13 @@ pub(super) fn start(request: &LabRequest, folder: &Path, share: bool) -> Start {
         share,
         stderr_on_terminal: terminal.is_some() && terminal::stderr_is_terminal(),
         terminal,
+        modules: request
+            .host_tiers
+            .as_deref()
+            .map_or_else(Vec::new, host_tiers::drivers)
+            .into_iter()
+            .map(OsString::from)
+            .collect(),
     }
 }
 

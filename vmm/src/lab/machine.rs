@@ -17,7 +17,7 @@ use std::path::Path;
 
 use neap_memory::addr::MIB;
 
-use super::{LabError, LabImages};
+use super::{LabError, LabImages, host_tiers};
 
 /// Name of the port through which the host side and the agent speak.
 pub const PORT_NAME: &str = "neap.lab";
@@ -58,6 +58,8 @@ pub struct Machine<'a> {
     pub port: RawFd,
     /// Let the kernel print all its messages, not only errors.
     pub verbose: bool,
+    /// Nodes and soft-reserved memory ([`host_tiers`]).
+    pub host_tiers: bool,
 }
 
 impl Machine<'_> {
@@ -67,16 +69,22 @@ impl Machine<'_> {
     /// The path of the agent is too long for the kernel's command line.
     pub fn arguments(&self) -> Result<Vec<OsString>, LabError> {
         let mut line = CommandLine::default();
+        let hmat = if self.host_tiers { ",hmat=on" } else { "" };
         line.put("-name", "neap-lab")
             .flag("-nodefaults")
             .flag("-no-user-config")
-            .put("-machine", "q35,smbus=off,sata=off,i8042=off,vmport=off")
+            .put("-machine", format!("q35,smbus=off,sata=off,i8042=off,vmport=off{hmat}"))
             .put("-accel", "tcg,thread=multi")
             .put("-cpu", CPU)
             .put("-smp", self.cpus.to_string())
             .put("-m", format!("{}M", self.memory / MIB))
             .put("-display", "none")
             .flag("-no-reboot");
+        if self.host_tiers {
+            for (name, value) in host_tiers::arguments(self.memory, self.cpus) {
+                line.put(name, value);
+            }
+        }
         line.put("-chardev", "stdio,id=console,signal=off").put("-serial", "chardev:console");
         line.put("-chardev", format!("socket,id=port,fd={}", self.port))
             .put("-device", "virtio-serial-pci,max_ports=2")
@@ -94,10 +102,14 @@ impl Machine<'_> {
     fn kernel_command_line(&self) -> Result<String, LabError> {
         let messages = if self.verbose { "loglevel=7" } else { "quiet" };
         let agent = escape(self.agent.as_os_str());
+        let tiers = match self.host_tiers {
+            true => format!(" {}", host_tiers::kernel_command_line(self.memory)),
+            false => String::new(),
+        };
         let line = format!(
             "console=ttyS0 {messages} panic=-1 oops=panic no_timer_check tsc=reliable \
              rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on \
-             kvm.tsc_tolerance_ppm={TSC_TOLERANCE_PPM} lab_agent={agent}"
+             kvm.tsc_tolerance_ppm={TSC_TOLERANCE_PPM} lab_agent={agent}{tiers}"
         );
         if line.len() > CMDLINE_MAX {
             return Err(LabError::AgentPath { path: self.agent.into() });
@@ -167,6 +179,7 @@ mod tests {
             share: share.map(Path::new),
             port: 7,
             verbose: false,
+            host_tiers: false,
         };
         Ok(machine.arguments()?.into_iter().map(|a| a.into_string().unwrap()).collect())
     }

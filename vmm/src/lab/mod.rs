@@ -24,6 +24,7 @@ use crate::images::GuestImages;
 pub mod agent;
 mod environment;
 mod flow;
+pub mod host_tiers;
 pub mod machine;
 pub mod mended;
 mod process;
@@ -93,6 +94,9 @@ pub struct LabRequest {
     pub time_limit: Option<Duration>,
     /// Copy the lab's console to stderr.
     pub verbose: bool,
+    /// Folder with the kernel's modules, for a lab with nodes and a /dev/dax
+    /// ([`host_tiers`]).
+    pub host_tiers: Option<PathBuf>,
 }
 
 /// Why a lab did not run its program to the end.
@@ -136,6 +140,9 @@ pub enum LabError {
     /// Too little memory for a lab.
     #[error("--memory {}: a lab needs at least {}", neap_memory::addr::display_size(*.0), neap_memory::addr::display_size(MEMORY_MIN))]
     Memory(u64),
+    /// Too little memory for a lab with tiers.
+    #[error("--memory {}: a lab with --host-tiers needs at least {}", neap_memory::addr::display_size(*.0), neap_memory::addr::display_size(host_tiers::MEMORY_MIN))]
+    TiersMemory(u64),
     /// The agent did not answer in time.
     #[error("the lab did not come up within {} s", .0.as_secs())]
     NoHello(Duration),
@@ -177,13 +184,22 @@ pub fn inside() -> bool {
 /// RAM for a lab on this machine in bytes: [`MEMORY`], or three quarters of
 /// what is available if that is less.
 pub fn default_memory() -> u64 {
+    memory_up_to(MEMORY, MEMORY_MIN)
+}
+
+/// The same for a lab with tiers.
+pub fn default_memory_with_tiers() -> u64 {
+    memory_up_to(host_tiers::MEMORY, host_tiers::MEMORY_MIN)
+}
+
+fn memory_up_to(most: u64, least: u64) -> u64 {
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
     });
     match available {
-        Some(kib) => (kib / 4 * 3 / 1024 * MIB).clamp(MEMORY_MIN, MEMORY),
-        None => MEMORY,
+        Some(kib) => (kib / 4 * 3 / 1024 * MIB).clamp(least, most),
+        None => most,
     }
 }
 
@@ -213,6 +229,7 @@ pub fn run(request: &LabRequest) -> Result<u8, LabError> {
         share,
         port: theirs.as_raw_fd(),
         verbose: request.verbose,
+        host_tiers: request.host_tiers.is_some(),
     };
     // Before QEMU starts, so that no signal falls between: one that came
     // during the start is waiting in the channel.
@@ -254,6 +271,9 @@ fn check(request: &LabRequest) -> Result<(), LabError> {
     }
     if request.memory < MEMORY_MIN {
         return Err(LabError::Memory(request.memory));
+    }
+    if request.host_tiers.is_some() && request.memory < host_tiers::MEMORY_MIN {
+        return Err(LabError::TiersMemory(request.memory));
     }
     readable("kernel", &request.images.kernel)?;
     readable("initramfs", &request.images.initramfs)

@@ -14,7 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// What [`Frame::Hello`] must carry.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest payload of one frame, in bytes: room for a full set of arguments
 /// and environment (`ARG_MAX` is 2 MiB by default, execve(2)).
 pub const MAX_PAYLOAD: usize = 4 << 20;
@@ -95,6 +95,8 @@ pub struct Start {
     pub terminal: Option<Window>,
     /// Stderr is that terminal too.
     pub stderr_on_terminal: bool,
+    /// Kernel modules to load first, in order: absolute paths.
+    pub modules: Vec<OsString>,
 }
 
 /// One message. Who sends it stands in its description.
@@ -254,6 +256,10 @@ impl Start {
         for argument in &self.arguments {
             put_string(out, argument);
         }
+        out.extend((self.modules.len() as u32).to_le_bytes());
+        for module in &self.modules {
+            put_string(out, module);
+        }
         out.extend((self.environment.len() as u32).to_le_bytes());
         for (name, value) in &self.environment {
             put_string(out, name);
@@ -271,6 +277,7 @@ impl Start {
         // The counts are not trusted for an allocation: each item takes
         // bytes of the payload, so the loops end with it.
         let arguments = (0..fields.u32()?).map(|_| fields.string()).collect::<Option<_>>()?;
+        let modules = (0..fields.u32()?).map(|_| fields.string()).collect::<Option<_>>()?;
         let environment = (0..fields.u32()?)
             .map(|_| Some((fields.string()?, fields.string()?)))
             .collect::<Option<_>>()?;
@@ -282,6 +289,7 @@ impl Start {
             share,
             terminal: on_terminal.then_some(window),
             stderr_on_terminal,
+            modules,
         })
     }
 }

@@ -33,9 +33,19 @@ fn start() -> impl Strategy<Value = Start> {
         any::<bool>(),
         proptest::option::of(window()),
         any::<bool>(),
+        vec(os_string(), 0..3),
     )
         .prop_map(
-            |(program, arguments, environment, folder, share, terminal, stderr_on_terminal)| {
+            |(
+                program,
+                arguments,
+                environment,
+                folder,
+                share,
+                terminal,
+                stderr_on_terminal,
+                modules,
+            )| {
                 Start {
                     program,
                     arguments,
@@ -44,6 +54,7 @@ fn start() -> impl Strategy<Value = Start> {
                     share,
                     terminal,
                     stderr_on_terminal,
+                    modules,
                 }
             },
         )

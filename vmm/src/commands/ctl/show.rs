@@ -73,6 +73,13 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
         row(["failures", &format!("{} of host memory", tiers.memory_failures)]),
         row(["mappings", &format!("{} of {}", tiers.vmas, tiers.vma_budget)]),
     ];
+    if let Some(stalls) = &tiers.stalls {
+        let text = format!(
+            "{} of {} us, of which copying {} us; longest {} us; {} given up",
+            stalls.batches, stalls.total_us, stalls.copying_us, stalls.longest_us, stalls.given_up
+        );
+        rows.push(row(["stalls", &text]));
+    }
     if let Some(heat) = &tiers.heat {
         let text = format!(
             "{} watched, {} touched; {} promoted, {} demoted; {}",

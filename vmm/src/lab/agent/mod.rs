@@ -14,13 +14,14 @@ mod pump;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::system::{RebootCommand, reboot};
+use rustix::system::{RebootCommand, finit_module, reboot};
 use thiserror::Error;
 
 use self::child::Program;
@@ -105,6 +106,13 @@ fn prepare(start: &Start) -> Result<(), String> {
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
     setrlimit(Resource::Nofile, limit)
         .map_err(|error| format!("cannot raise the number of open files: {error}"))?;
+    for module in &start.modules {
+        let load = || finit_module(fs::File::open(module)?, c"", 0).map_err(io::Error::from);
+        load().map_err(|error| format!("cannot load {}: {error}", module.display()))?;
+    }
+    if !start.modules.is_empty() {
+        bind_dax().map_err(|error| format!("cannot make a /dev/dax usable: {error}"))?;
+    }
     if start.share {
         let folder = Path::new(&start.folder);
         // A folder below the lab's own /run or /dev/shm is not there yet;
@@ -112,6 +120,18 @@ fn prepare(start: &Start) -> Result<(), String> {
         fs::create_dir_all(folder).and_then(|()| mount_share(folder.as_os_str())).map_err(
             |error| format!("cannot mount the working folder {}: {error}", folder.display()),
         )?;
+    }
+    Ok(())
+}
+
+/// Soft-reserved memory is kmem's by default where the kernel has that driver
+/// (`dax_match_type` in drivers/dax/bus.c); here it is to be a device.
+fn bind_dax() -> io::Result<()> {
+    for device in fs::read_dir("/sys/bus/dax/devices")? {
+        let device = device?;
+        if !device.path().join("driver").exists() {
+            fs::write("/sys/bus/dax/drivers/device_dax/new_id", device.file_name().as_bytes())?;
+        }
     }
     Ok(())
 }

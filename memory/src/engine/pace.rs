@@ -1,0 +1,112 @@
+//! How many granules are moved while vCPUs are parked: so many that none is
+//! parked for longer than [`LIMIT`], as far as the last batches tell.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::park::Stalls;
+
+/// Longest time for which a vCPU is to be parked.
+pub(crate) const LIMIT: Duration = Duration::from_millis(10);
+/// What batches are made for: some take longer than the ones before.
+const AIM: Duration = Duration::from_millis(5);
+/// Most granules in a batch.
+const MOST: u64 = 64;
+
+/// What the batches so far took.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    stalls: Stalls,
+    /// Nanoseconds that a granule takes, and a batch beside its granules: each
+    /// the longest of late.
+    granule: u64,
+    beside: u64,
+}
+
+/// One batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch {
+    /// Granules that were copied.
+    pub(crate) granules: u64,
+    /// From the first vCPU that was asked to park.
+    pub(crate) stall: Duration,
+    /// Of that, copying.
+    pub(crate) copying: Duration,
+    /// vCPUs.
+    pub(crate) vcpus: usize,
+}
+
+impl Pace {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Granules for the next batch, at least one.
+    pub(crate) fn next(&self) -> usize {
+        let state = self.state();
+        let left = nanos(AIM).saturating_sub(state.beside);
+        // The first batch is to find out.
+        let fit = left.checked_div(state.granule).unwrap_or(1);
+        fit.clamp(1, MOST) as usize
+    }
+
+    /// Notes what a batch took.
+    pub(crate) fn note(&self, batch: Batch) {
+        let mut state = self.state();
+        let (stall, copying) = (nanos(batch.stall), nanos(batch.copying));
+        let beside = stall.saturating_sub(copying);
+        let late = |old: u64, new: u64| new.max(old - old / 8);
+        state.granule = late(state.granule, copying / batch.granules.max(1));
+        state.beside = late(state.beside, beside);
+        let stalls = &mut state.stalls;
+        stalls.batches += 1;
+        stalls.granules += batch.granules;
+        stalls.nanos += stall;
+        stalls.copying_nanos += copying;
+        stalls.longest_nanos = stalls.longest_nanos.max(stall);
+        let each = beside / batch.vcpus.max(1) as u64;
+        stalls.longest_beside_copy_nanos = stalls.longest_beside_copy_nanos.max(each);
+    }
+
+    /// Notes that a vCPU did not park in time.
+    pub(crate) fn given_up(&self) {
+        self.state().stalls.given_up += 1;
+    }
+
+    /// All of them.
+    pub(crate) fn stalls(&self) -> Stalls {
+        self.state().stalls
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_grow_to_what_fits_and_shrink_at_once() {
+        let pace = Pace::default();
+        assert_eq!(pace.next(), 1);
+        let batch = |granules, millis| {
+            let copying = Duration::from_micros(900 * millis);
+            Batch { granules, stall: Duration::from_millis(millis), copying, vcpus: 1 }
+        };
+        pace.note(batch(1, 1));
+        assert_eq!(pace.next(), 5);
+        pace.note(batch(1, 20));
+        assert_eq!(pace.next(), 1);
+        for _ in 0..100 {
+            pace.note(batch(1, 1));
+        }
+        assert_eq!(pace.next(), 5);
+        let stalls = pace.stalls();
+        assert_eq!((stalls.batches, stalls.longest_nanos), (102, 20_000_000));
+    }
+}
