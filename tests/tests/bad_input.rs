@@ -289,7 +289,9 @@ mod pools {
         pool_refused(&format!("{region},kind=shared"), &["--device-memory", "shared", "generic"]);
         pool_refused(&format!("{region},engine=node"), &["--device-memory", "node", "remap"]);
         pool_refused("--device-memory size=0,pool=some", &["--device-memory", "some", "512M"]);
-        pool_refused("--policy heat", &["--policy", "heat", "first-touch"]);
+        pool_refused("--policy tides", &["--policy", "tides", "first-touch"]);
+        pool_refused("--policy heat --heat-budget 0", &["--heat-budget", "0", "100M"]);
+        pool_refused("--policy heat --heat-period 1", &["--heat-period", "1 ms", "10"]);
         pool_refused("--granule 1G", &["--granule", "1G", "64K"]);
         pool_refused("--copy-threads 0", &["--copy-threads", "0", "16"]);
         pool_refused("--copy-threads 17", &["--copy-threads", "17", "16"]);

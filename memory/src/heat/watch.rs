@@ -65,6 +65,10 @@ impl Round {
                 touches -= 1;
             }
         }
+        // Those of which nothing is known may all turn out to be used. They are
+        // counted apart, or what is known to be used would keep them waiting.
+        let mut unknown = touched.div_ceil(3);
+        let mut passed_over = None;
         for _ in 0..LOOKS.min(self.mask.saturating_add(1)) {
             if left == 0 {
                 break;
@@ -74,18 +78,30 @@ impl Round {
                 self.at = self.at.wrapping_add(1);
                 continue;
             };
-            if entry.is_due(now) && entry.is_used() && touches == 0 {
-                // It keeps its turn.
-                break;
-            }
-            self.at = self.at.wrapping_add(1);
-            if !entry.is_due(now) || chosen.contains(&index) || !may(index) {
+            let at = self.at;
+            self.at = at.wrapping_add(1);
+            if !entry.is_due(now) || chosen.contains(&index) {
                 continue;
             }
-            touches -= u32::from(entry.is_used());
-            left -= 1;
-            chosen.push(index);
+            let share = match (entry.known(), entry.is_used()) {
+                (0, _) => &mut unknown,
+                (_, true) => &mut touches,
+                (_, false) => &mut left,
+            };
+            if *share == 0 {
+                passed_over = passed_over.or(Some(at));
+                continue;
+            }
+            if may(index) {
+                if entry.known() == 0 || entry.is_used() {
+                    *share -= 1;
+                }
+                left -= 1;
+                chosen.push(index);
+            }
         }
+        // They keep their turn.
+        self.at = passed_over.unwrap_or(self.at);
         chosen
     }
 }

@@ -283,6 +283,10 @@ impl Core {
     /// Sets a mapped granule aside, so that its next touch is seen. False if
     /// it is not to be had now.
     pub(crate) fn set_aside(&self, granule: Granule) -> bool {
+        // What is lost of it is marked where the guest has it.
+        if self.damaged.contains(granule) {
+            return false;
+        }
         let Ok(claimed) = self.table.claim(granule) else { return false };
         let place = claimed.from;
         if place == Place::Untouched

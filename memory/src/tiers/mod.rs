@@ -142,8 +142,8 @@ impl Tiers {
         }
     }
 
-    /// Has policy `heat` watch and move nothing from its next tick on, or go on.
-    /// Nothing happens under another policy.
+    /// Has policy `heat` watch and move nothing once the tick that it may be at
+    /// is over, or go on. Nothing happens under another policy.
     pub fn hold_heat(&self, hold: bool) {
         if let Some(heat) = &*core::lock(&self.heat) {
             heat.hold(hold);

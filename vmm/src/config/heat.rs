@@ -44,7 +44,7 @@ pub(super) fn resolve(
         for (option, _) in given.into_iter().filter(|(_, given)| *given) {
             warnings.push(format!("{option} changes nothing without --policy heat"));
         }
-    } else if ram.1 != Backing::Anon {
+    } else if !ram.1.is_anonymous() {
         let message = format!(
             "heat does not see reads of backing={}: give --memory {},backing=anon, or another \
              policy",

@@ -53,10 +53,10 @@ impl Orders {
         self.changed.notify_all();
     }
 
-    /// Waits for `time`, or for the end.
-    fn wait(&self, time: Duration) -> Order {
+    /// Waits for `time`, or until the order is another than `last`.
+    fn wait(&self, last: Order, time: Duration) -> Order {
         let order = lock(&self.order);
-        let waited = self.changed.wait_timeout_while(order, time, |order| *order != Order::End);
+        let waited = self.changed.wait_timeout_while(order, time, |order| *order == last);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
@@ -94,7 +94,7 @@ impl HeatThread {
         Ok(Self { orders, thread: Some(thread) })
     }
 
-    /// Has the thread watch and move nothing from the next tick on, or go on.
+    /// Has the thread watch and move nothing any more, or go on.
     pub(crate) fn hold(&self, hold: bool) {
         self.orders.give(if hold { Order::Hold } else { Order::Run });
     }
@@ -120,8 +120,10 @@ struct Service {
 
 impl Service {
     fn serve(mut self, orders: &Orders) {
+        let mut last = Order::Run;
         loop {
-            match orders.wait(self.config.period) {
+            last = orders.wait(last, self.config.period);
+            match last {
                 _ if self.movers.core.is_over() => break,
                 Order::End => break,
                 Order::Run => self.tick(),
@@ -223,7 +225,7 @@ fn place(core: &Core, granule: Granule) -> Where {
     match core.table.get(granule) {
         View { moving: true, .. } | View { pins: 1.., .. } => Where::Fixed,
         // A window is the guest's to fill.
-        _ if core.is_window(granule) => Where::Fixed,
+        _ if core.is_window(granule) || core.damaged.contains(granule) => Where::Fixed,
         View { place: Place::Home, .. } => Where::Slow,
         View { place: Place::Device { pool, .. }, .. } if core.kind(pool) == Kind::Public => {
             Where::Fast

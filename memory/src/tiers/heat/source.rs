@@ -10,6 +10,7 @@
 //! * With `remap` there is none: write-protection sees writes only, and to have
 //!   a file's pages fault on a read takes `UFFDIO_CONTINUE` and a mapping of
 //!   its own for each watched granule. The policy is refused there.
+//! * With `node` there is none yet: its memory is not watched by userfaultfd.
 //! * `PAGEMAP_SCAN` with `UFFD_FEATURE_WP_ASYNC` is left out: that mode is one of
 //!   the whole userfaultfd, where the `remap` engine needs write-protection that
 //!   blocks; and it sees writes only.
@@ -18,7 +19,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Turn;
-use crate::engine::EngineName;
 use crate::granule::Granule;
 use crate::heat::{Seen, Touch};
 use crate::table::Place;
@@ -44,11 +44,9 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
     if core.engine.sets_aside() {
         return Ok(Box::new(Touches::new(Arc::clone(core), period)));
     }
-    Err(format!(
-        "reads of files in memory (engine {}) are not seen: use anonymous memory \
-         (backing=anon), or another policy",
-        EngineName::Remap
-    ))
+    Err("reads are not seen with this memory and engine: use engine move on anonymous memory \
+         (backing=anon), or another policy"
+        .to_owned())
 }
 
 /// Granules that were never moved and that are taken under control in a tick,
@@ -85,7 +83,7 @@ impl Touches {
 impl Source for Touches {
     fn may(&mut self, granule: Granule) -> bool {
         let view = self.core.table.get(granule);
-        if view.moving || view.pins > 0 {
+        if view.moving || view.pins > 0 || self.core.damaged.contains(granule) {
             return false;
         }
         if view.place != Place::Untouched {

@@ -16,7 +16,7 @@ const MOVES: &str = "heat.moves_vs_hot_set.zipf";
 const SCAN_LOSS: &str = "heat.scan_loss";
 
 /// Turns of the sampling figure for each run.
-const TURNS: usize = 11;
+const TURNS: usize = 51;
 /// Windows after the deadline of a phase that its hit ratio is taken over.
 const AFTER: usize = 25;
 
