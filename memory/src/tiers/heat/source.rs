@@ -45,9 +45,11 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
         return Ok(Box::new(Touches::new(Arc::clone(core), period)));
     }
     Err(format!(
-        "reads of files in memory (engine {}) are not seen: use anonymous memory \
-         (backing=anon), or another policy",
-        EngineName::Remap
+        "reads of memory that moves by engine {} or {} are not seen: use anonymous memory \
+         (backing=anon or node:N) with engine={}, or another policy",
+        EngineName::Remap,
+        EngineName::Node,
+        EngineName::Move
     ))
 }
 
