@@ -47,7 +47,11 @@ impl Churn {
     }
 }
 
-fn connect(path: &Path) -> Client {
+/// Connects to a machine that may not listen yet.
+///
+/// # Panics
+/// It does not listen.
+pub fn connect(path: &Path) -> Client {
     let since = Instant::now();
     loop {
         match Client::connect(path) {

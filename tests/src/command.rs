@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,8 @@ pub struct Ended {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    stdout: Option<JoinHandle<String>>,
-    stderr: Option<JoinHandle<String>>,
+    stdout: Option<Stream>,
+    stderr: Option<Stream>,
     began: Instant,
     deadline: Duration,
 }
@@ -101,12 +102,42 @@ impl Neap {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).replace('\r', "")
-    })
+/// What a stream brought so far, and who collects it.
+#[derive(Debug)]
+struct Stream {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Stream {
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).replace('\r', "")
+    }
+
+    fn whole(self) -> String {
+        let Self { bytes, reader } = self;
+        reader.join().unwrap();
+        String::from_utf8_lossy(&bytes.lock().unwrap()).replace('\r', "")
+    }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> Stream {
+    let bytes = Arc::<Mutex<Vec<u8>>>::default();
+    let reader = {
+        let bytes = Arc::clone(&bytes);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                match pipe.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(length) => bytes.lock().unwrap().extend_from_slice(&buffer[..length]),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return,
+                }
+            }
+        })
+    };
+    Stream { bytes, reader }
 }
 
 impl Running {
@@ -118,6 +149,22 @@ impl Running {
     /// Sends a signal to it.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits until its standard output has `text`.
+    ///
+    /// # Panics
+    /// It has not after `patience`.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str, patience: Duration) {
+        let began = Instant::now();
+        let stdout = self.stdout.as_ref().expect("output that is collected");
+        while !stdout.so_far().contains(text) {
+            let so_far = || stdout.so_far();
+            assert!(!stdout.reader.is_finished(), "over without {text:?}:\n{}", so_far());
+            assert!(began.elapsed() < patience, "no {text:?} after {patience:?} in\n{}", so_far());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits for its end.
@@ -137,9 +184,7 @@ impl Running {
             thread::sleep(Duration::from_millis(5));
         };
         let took = self.began.elapsed();
-        let text = |thread: Option<JoinHandle<String>>| {
-            thread.map_or_else(String::new, |thread| thread.join().unwrap())
-        };
+        let text = |stream: Option<Stream>| stream.map_or_else(String::new, Stream::whole);
         let (stdout, stderr) = (text(self.stdout), text(self.stderr));
         let Some(status) = status else {
             panic!("not over after {:?}\nstdout:\n{stdout}\nstderr:\n{stderr}", self.deadline);

@@ -13,7 +13,7 @@ pub mod machine;
 pub mod refusal;
 pub mod terminal;
 
-pub use churn::{Churn, Moves};
+pub use churn::{Churn, Moves, connect};
 pub use command::{Ended, Neap};
 pub use guest::Guest;
 

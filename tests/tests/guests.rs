@@ -6,6 +6,7 @@ mod guests {
     pub(crate) mod acpi;
     pub(crate) mod console;
     pub(crate) mod ends;
+    pub(crate) mod memory_failure;
     pub(crate) mod memory_map;
     pub(crate) mod moving;
     pub(crate) mod processors;
@@ -15,7 +16,7 @@ mod guests {
 use std::process::ExitCode;
 use std::time::Duration;
 
-use guests::{acpi, console, ends, memory_map, moving, processors, profiles};
+use guests::{acpi, console, ends, memory_failure, memory_map, moving, processors, profiles};
 use libtest_mimic::{Arguments, Trial};
 use neap_vmm::doctor::{GuestMode, guest_mode};
 use neap_vmm::lab;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let trials = [
         profiles::trials(),
         moving::trials(),
+        memory_failure::trials(),
         memory_map::trials(),
         acpi::trials(),
         processors::trials(),

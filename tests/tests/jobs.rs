@@ -52,7 +52,7 @@ fn a_detached_migration_is_a_job() {
 #[test]
 fn the_policy_changes_while_memory_moves_and_nothing_is_lost() {
     let machine = Machine::start(TIERS);
-    assert_eq!(machine.tells("policy"), "static (there are also on-fault)\n");
+    assert_eq!(machine.tells("policy"), "static (there are also on-fault, heat)\n");
     for round in 0..10 {
         let to = if round % 2 == 0 { "migrate --to region:0" } else { "evacuate --region 0" };
         let job = machine.json(&format!("{to} --detach"))["id"].as_u64().unwrap();
@@ -70,6 +70,28 @@ fn the_policy_changes_while_memory_moves_and_nothing_is_lost() {
     machine.refuses("policy lru", &["lru", "no policy", "on-fault"]);
     machine.refuses("policy first-touch", &["policy: first touches", "--policy first-touch"]);
     assert_eq!(machine.json("policy")["policy"], "static");
+    machine.end(Signal::TERM).1.expect_status(143);
+}
+
+#[test]
+fn heat_can_be_had_and_left_at_work() {
+    let machine = Machine::start(TIERS);
+    assert_eq!(machine.json("policy heat")["policy"], "heat");
+    // The guest has one granule that it uses all the time.
+    let watched = || {
+        let metrics = machine.tells("metrics");
+        let line = metrics.lines().find_map(|line| {
+            line.strip_prefix("neap_heat_granules_total{what=\"watched\"} ")?.parse::<u64>().ok()
+        });
+        line.expect("a count of what was watched")
+    };
+    let end = Instant::now() + LIMIT;
+    while watched() == 0 {
+        assert!(Instant::now() < end);
+    }
+    assert_eq!(machine.json("policy static")["policy"], "static");
+    assert_eq!(machine.json("residency --verify")["verified"]["mismatches"], json!([]));
+    machine.tells("evacuate --region 0");
     machine.end(Signal::TERM).1.expect_status(143);
 }
 
@@ -99,6 +121,9 @@ fn events_tell_what_happens_until_the_machine_is_over() {
     machine.tells("resume");
     machine.tells("policy on-fault");
     machine.tells("migrate --to region:0 --range 0+4M");
+    assert!(machine.tells("unplug --region 0").starts_with("the region is gone: 2 granules"));
+    machine.refuses("unplug --region 0", &["unplug: "]);
+    machine.tells("plug --region 0");
     machine.end(Signal::TERM).1.expect_status(143);
     let ended = events.wait().expect_status(0);
     let told: Vec<Value> =
@@ -108,7 +133,19 @@ fn events_tell_what_happens_until_the_machine_is_over() {
         .map(|event| event["event"].as_str().unwrap())
         .filter(|name| *name != "job-progress")
         .collect();
-    assert_eq!(names, ["lifecycle", "lifecycle", "policy", "job-started", "job-ended", "over"]);
+    let expected = [
+        "lifecycle",
+        "lifecycle",
+        "policy",
+        "job-started",
+        "job-ended",
+        "region",
+        "region",
+        "over",
+    ];
+    assert_eq!(names, expected);
+    let gone = json!({"event": "region", "region": 0, "there": false});
+    assert!(told.contains(&gone), "{told:?}");
     assert_eq!(told[2], json!({"event": "policy", "policy": "on-fault", "before": "static"}));
 }
 

@@ -43,7 +43,7 @@ pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize) -> Result<(), Vec<Lost
     })
 }
 
-/// Gives up the pages of `range`, for a test that needs them gone.
+/// Gives up the pages of `range`, private memory, and what is in them.
 pub(crate) fn drop_pages(range: HvaRange) -> Result<(), Errno> {
     advise(range, libc::MADV_DONTNEED)
 }
@@ -310,6 +310,11 @@ impl Slots {
     /// Notes that it has.
     pub(crate) fn set_backed(&self, index: u32) {
         self.backed.set(index);
+    }
+
+    /// Notes that none has any more.
+    pub(crate) fn set_unbacked(&self) {
+        self.backed.0.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 
     /// Gives the slot memory, if it never had any.

@@ -30,7 +30,7 @@ use std::str::FromStr;
 use rustix::io::Errno;
 
 use self::hurry::Waiters;
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
 use crate::park::Stalls;
@@ -136,6 +136,15 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Places whose host memory was found to have failed since this was asked
     /// last, each with the granule that is there or was to go there.
     fn losses(&self) -> Vec<(Granule, Place)>;
+
+    /// Gives the host memory of a pool back, whose frames are all free and stay
+    /// so; what is handed out later gets memory anew. Bytes that came free.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn release_pool(&self, _: PoolId) -> Result<u64, Errno> {
+        Ok(0)
+    }
 
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;

@@ -557,6 +557,15 @@ impl Engine for MoveEngine {
         true
     }
 
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        let Some(row) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
+        // A kernel that does not tell has them all the same.
+        let bytes = memory::present(row.range()).map_or(0, |present| present.bytes);
+        memory::drop_pages(row.range())?;
+        row.set_unbacked();
+        Ok(bytes)
+    }
+
     fn losses(&self) -> Vec<(Granule, Place)> {
         self.losses.take_places()
     }

@@ -717,6 +717,21 @@ impl Engine for RemapEngine {
             || !step.to_mapped && step.from == Place::Home
     }
 
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        let Some(area) = self.pools.get(usize::from(pool.0)) else { return Ok(0) };
+        // Huge pages stay reserved: given back, somebody else could take them,
+        // and the region would be gone for good. A device has nothing to give.
+        if area.kind != FileKind::Small {
+            return Ok(0);
+        }
+        let blocks = || fstat(&area.file).map(|stat| stat.st_blocks);
+        let before = blocks()?;
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&area.file, punch, 0, area.alias.range().len() as u64)?;
+        area.alias.set_unbacked();
+        Ok(u64::try_from(before - blocks()?).unwrap_or(0) * 512)
+    }
+
     fn losses(&self) -> Vec<(Granule, Place)> {
         self.losses.take_places()
     }

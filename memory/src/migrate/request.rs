@@ -17,11 +17,14 @@ pub struct Select {
     pub device_private: bool,
     /// Those in frames of a `public` region.
     pub device_public: bool,
+    /// Also those that nobody has touched, which get memory by that.
+    pub untouched: bool,
 }
 
 impl Select {
-    /// Everything that can move at all.
-    pub const ALL: Self = Self { system: true, device_private: true, device_public: true };
+    /// Everything that has something to move.
+    pub const ALL: Self =
+        Self { system: true, device_private: true, device_public: true, untouched: false };
 }
 
 /// Where granules are to go.

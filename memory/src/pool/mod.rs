@@ -75,6 +75,7 @@ pub struct Pool {
     states: Vec<u16>,
     stats: PoolStats,
     page_free: Option<PageFree>,
+    closed: bool,
 }
 
 impl Pool {
@@ -88,12 +89,23 @@ impl Pool {
             states: vec![0; frames as usize],
             stats: PoolStats { frames, free: frames, ..PoolStats::default() },
             page_free: None,
+            closed: false,
         }
     }
 
     /// Sets what is called with each frame that loses its last user.
     pub fn on_page_free(&mut self, hook: PageFree) {
         self.page_free = Some(hook);
+    }
+
+    /// Hands out no frame from now on, or again.
+    pub fn close(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    /// Whether it hands out none.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Which pool it is.
@@ -113,7 +125,7 @@ impl Pool {
 
     /// How many frames can be handed out.
     pub fn free(&self) -> u32 {
-        self.stats.free
+        if self.closed { 0 } else { self.stats.free }
     }
 
     /// The pool in numbers.
@@ -132,7 +144,7 @@ impl Pool {
     /// frame is free. Frames of successive calls are neighbours where they can
     /// be.
     pub fn allocate(&mut self, owner: Granule) -> Option<Frame> {
-        let Some(frame) = self.space.take_next() else {
+        let Some(frame) = (!self.closed).then(|| self.space.take_next()).flatten() else {
             self.stats.refused += 1;
             return None;
         };
@@ -146,7 +158,8 @@ impl Pool {
     pub fn allocate_run(&mut self, first_owner: Granule, want: u32) -> Option<(Frame, u32)> {
         // No run of granules goes past the last number.
         let want = want.min((u32::MAX - first_owner.0).saturating_add(1));
-        let Some((first, count)) = self.space.take_run(want) else {
+        let Some((first, count)) = (!self.closed).then(|| self.space.take_run(want)).flatten()
+        else {
             self.stats.refused += 1;
             return None;
         };
@@ -165,7 +178,7 @@ impl Pool {
     pub fn allocate_window(&mut self, first: Frame, count: u32, first_owner: Granule) -> bool {
         let within = first.0.checked_add(count).is_some_and(|end| end <= self.frames())
             && first_owner.0.checked_add(count).is_some();
-        if !within || !self.space.is_free_range(first.0, count) {
+        if self.closed || !within || !self.space.is_free_range(first.0, count) {
             self.stats.refused += 1;
             return false;
         }

@@ -151,7 +151,7 @@ impl Core {
             // Where first touches are watched the table knows of every page,
             // and whoever made one present here would wait for the fault thread.
             let watched = self.watches_first_touch && !self.is_window(granule);
-            if watched || !self.engine.exists(granule) {
+            if watched || !(request.select.untouched || self.engine.exists(granule)) {
                 return Err(Outcome::Untouched);
             }
             if self.engine.adopts() {

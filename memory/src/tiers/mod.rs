@@ -21,6 +21,7 @@ mod heat;
 mod latency;
 mod look;
 mod movers;
+mod plug;
 mod policy;
 
 use std::ops::ControlFlow;
@@ -34,6 +35,7 @@ pub use counters::{Counts, HeatCounts};
 pub use failure::FailPageError;
 pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
+pub use plug::{PlugError, Unplugged};
 pub use policy::PolicyRefused;
 
 use self::core::Core;

@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use neap_memory::migrate::Outcome;
 
-use super::api::{FaultLatency, State, Status, Tiers};
+use super::api::{FaultLatency, Heat, State, Status, Tiers};
 use super::jobs::JobCounts;
 
 /// What there is beside the status.
@@ -106,11 +106,31 @@ impl Text {
         self.latency(&tiers.fault_latency);
         let help = "Pieces of host memory that have failed under guest memory.";
         self.one("neap_memory_failures_total", "counter", help, tiers.memory_failures);
+        if let Some(heat) = &tiers.heat {
+            self.heat(heat);
+        }
         self.regions(tiers);
         let help = "Mappings of the process, at the most, and how many it may have.";
         self.family("neap_mappings", "gauge", help);
         self.sample("neap_mappings", &[("of", "now")], tiers.vmas);
         self.sample("neap_mappings", &[("of", "limit")], tiers.vma_budget);
+    }
+
+    fn heat(&mut self, heat: &Heat) {
+        const NAME: &str = "neap_heat_granules_total";
+        let help = "Granules of policy heat: watched for a tick, touched meanwhile, promoted to \
+                    device regions and demoted.";
+        self.family(NAME, "counter", help);
+        for (what, count) in [
+            ("watched", heat.watched),
+            ("touched", heat.touched),
+            ("promoted", heat.promoted),
+            ("demoted", heat.demoted),
+        ] {
+            self.sample(NAME, &[("what", what)], count);
+        }
+        let help = "Bytes that policy heat moved.";
+        self.one("neap_heat_moved_bytes_total", "counter", help, heat.bytes);
     }
 
     fn regions(&mut self, tiers: &Tiers) {
@@ -168,6 +188,7 @@ mod tests {
                 total_ns: 1_500_000_001,
             },
             regions,
+            heat: Some(Heat { watched: 9, ..Heat::default() }),
             ..Tiers::default()
         };
         let state = State::Running;
@@ -200,6 +221,7 @@ mod tests {
             "neap_vcpu_exits_total{kind=\"io\"} 7",
             "neap_move_outcomes_total{outcome=\"pinned\"} 2",
             "neap_move_outcomes_total{outcome=\"copy-failed\"} 0",
+            "neap_heat_granules_total{what=\"watched\"} 9",
             "neap_region_bytes{region=\"0\",kind=\"public\",state=\"free\"} 6291456",
         ] {
             assert!(text.lines().any(|other| other == line), "no {line} in {text}");

@@ -96,6 +96,29 @@ pub trait Memory: Send + Sync {
     /// Why not.
     fn pin(&self, range: GpaRange, patience: Duration) -> Result<Box<dyn Send>, String>;
 
+    /// Empties a region and takes it away; `progress` is called now and then,
+    /// and when it breaks the region stays.
+    ///
+    /// # Errors
+    /// Why the region is as it was.
+    fn unplug(
+        &self,
+        region: u8,
+        progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
+    ) -> Result<api::Unplugged, String>;
+
+    /// Gives a region back.
+    ///
+    /// # Errors
+    /// Why not.
+    fn plug(&self, region: u8) -> Result<api::Plugged, String>;
+
+    /// Makes the host's page behind `gpa` fail.
+    ///
+    /// # Errors
+    /// Why not.
+    fn fail_page(&self, gpa: Gpa) -> Result<(), String>;
+
     /// What moves by itself, and the policies that there can be.
     fn policy(&self) -> (PolicyName, Vec<PolicyName>);
 

@@ -40,6 +40,9 @@ pub(super) enum Job {
     Migrate(Migration),
     Pin(api::Range),
     Unpin(u64),
+    Unplug(u8),
+    Plug(u8),
+    FailPage(u64),
     Policy(Option<PolicyWord>),
 }
 
@@ -160,6 +163,18 @@ impl Means {
                 Some(_pin) => Ok(Answer::Unpinned(api::Unpinned {})),
                 None => Err(Error::new(ErrorKind::Refused, format!("there is no pin {number}"))),
             },
+            Job::Unplug(region) => self.unplug(region, &reply),
+            Job::Plug(region) => match memory.plug(region) {
+                Ok(plugged) => {
+                    self.tell_region(region, true);
+                    Ok(Answer::Plugged(plugged))
+                }
+                Err(why) => Err(refused(why)),
+            },
+            Job::FailPage(address) => memory
+                .fail_page(Gpa(address))
+                .map(|()| Answer::PageFailed(api::PageFailed {}))
+                .map_err(refused),
             Job::Policy(set) => self.policy(set),
         };
         reply.finish(result);
@@ -191,6 +206,22 @@ impl Means {
         let mut tell = |progress: &neap_memory::migrate::Progress| job.progress(progress);
         let result = self.memory.migrate(&asked.request, &mut tell);
         job.end(&result.map(translate::migrated).map_err(|error| translate::refusal(&error)));
+    }
+
+    fn unplug(&self, region: u8, reply: &Reply) -> Result<Answer, Error> {
+        let mut tell = |progress: &neap_memory::migrate::Progress| {
+            reply.progress(translate::progress(progress));
+            if reply.is_wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let unplugged = self.memory.unplug(region, &mut tell).map_err(refused)?;
+        if unplugged.gone {
+            self.tell_region(region, false);
+        }
+        Ok(Answer::Unplugged(unplugged))
+    }
+
+    fn tell_region(&self, region: u8, there: bool) {
+        self.hub.tell(Event::Region(api::RegionChanged { region, there }));
     }
 
     fn policy(&self, set: Option<PolicyWord>) -> Result<Answer, Error> {
@@ -238,6 +269,10 @@ fn pin(memory: &dyn Memory, pins: &Mutex<Pins>, range: &api::Range) -> Result<An
     pins.next += 1;
     pins.held.insert(number, held);
     Ok(Answer::Pinned(api::Pinned { pin: number }))
+}
+
+fn refused(why: String) -> Error {
+    Error::new(ErrorKind::Refused, why)
 }
 
 /// What the locks guard is right after every statement under them.

@@ -117,6 +117,29 @@ impl Memory for Tiers {
         }
     }
 
+    fn unplug(
+        &self,
+        region: u8,
+        progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
+    ) -> Result<api::Unplugged, String> {
+        let unplugged = Self::unplug(self, region, progress).map_err(|error| error.to_string())?;
+        Ok(api::Unplugged {
+            gone: unplugged.left.is_empty(),
+            moved: amount(unplugged.moved),
+            released: unplugged.released,
+            left: unplugged.left.into_iter().map(skipped).collect(),
+        })
+    }
+
+    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
+        let frames = Self::plug(self, region).map_err(|error| error.to_string())?;
+        Ok(api::Plugged { frames })
+    }
+
+    fn fail_page(&self, gpa: Gpa) -> Result<(), String> {
+        Self::fail_page(self, gpa).map_err(|error| error.to_string())
+    }
+
     fn policy(&self) -> (PolicyName, Vec<PolicyName>) {
         (Self::policy(self), self.policies())
     }
@@ -179,6 +202,14 @@ fn amount(moved: migrate::Moved) -> api::Amount {
     api::Amount { granules: moved.granules, bytes: moved.bytes }
 }
 
+fn skipped(skipped: migrate::Skipped) -> api::Skipped {
+    api::Skipped {
+        base: Hex(skipped.range.base().0),
+        size: skipped.range.size(),
+        outcome: skipped.outcome.to_string(),
+    }
+}
+
 /// How far a migration is, for a client.
 pub(super) fn progress(progress: &migrate::Progress) -> api::Progress {
     api::Progress { done: progress.done, total: progress.total, moved: amount(progress.moved) }
@@ -186,11 +217,7 @@ pub(super) fn progress(progress: &migrate::Progress) -> api::Progress {
 
 /// What came of a migration, for a client.
 pub(super) fn migrated(report: Report) -> api::Migrated {
-    let skipped = report.skipped.iter().map(|skipped| api::Skipped {
-        base: Hex(skipped.range.base().0),
-        size: skipped.range.size(),
-        outcome: skipped.outcome.to_string(),
-    });
+    let skipped = report.skipped.into_iter().map(skipped);
     api::Migrated {
         moved: amount(report.moved),
         outcomes: outcomes(&report.counts),
@@ -237,6 +264,7 @@ pub(super) fn migrate_request(asked: &api::Migrate) -> Result<MigrateRequest, Er
             system: flags.contains(&api::SelectFlag::System),
             device_private: flags.contains(&api::SelectFlag::DevicePrivate),
             device_public: flags.contains(&api::SelectFlag::DevicePublic),
+            untouched: false,
         },
     };
     Ok(MigrateRequest {
@@ -256,7 +284,7 @@ pub(super) fn evacuation(region: u8) -> MigrateRequest {
     MigrateRequest {
         ranges: Vec::new(),
         to: Target::Home,
-        select: Select { system: false, device_private: true, device_public: true },
+        select: Select { system: false, ..Select::ALL },
         from_pool: Some(PoolId(region)),
         limit: None,
     }

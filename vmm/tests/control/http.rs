@@ -229,7 +229,7 @@ fn one_client_more_than_there_may_be_is_told_so_in_its_protocol() {
 fn a_client_that_does_not_read_is_put_out_and_holds_up_nobody() {
     let machine = impatient();
     let mut lazy = machine.browse();
-    // Answers of more than a socket's buffer.
+    // Together more than a socket's buffer.
     lazy.send("GET /v1/residency HTTP/1.1\r\n\r\n".repeat(8));
     let mut lines = machine.connect();
     lines.send("{\"id\":1,\"request\":\"residency\"}\n".repeat(8));

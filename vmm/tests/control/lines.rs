@@ -187,7 +187,7 @@ fn one_client_more_than_there_may_be_is_told_so() {
 fn a_client_that_does_not_read_holds_up_nobody_and_misses_nothing() {
     let machine = Machine::start();
     let mut lazy = machine.connect();
-    // Each answer is larger than the socket's buffer.
+    // Together the answers are larger than the socket's buffer.
     let asked = 12;
     for id in 0..asked {
         lazy.send(format!("{{\"id\":{id},\"request\":\"residency\"}}\n"));

@@ -134,6 +134,22 @@ impl Memory for Slow {
         Ok(std::mem::replace(&mut *self.policy.lock().unwrap(), name))
     }
 
+    fn unplug(
+        &self,
+        region: u8,
+        _: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<api::Unplugged, String> {
+        Err(format!("there is no device region {region}"))
+    }
+
+    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
+        Err(format!("there is no device region {region}"))
+    }
+
+    fn fail_page(&self, gpa: Gpa) -> Result<(), String> {
+        Err(format!("{gpa} is no guest memory"))
+    }
+
     fn stop(&self) {
         self.over.store(true, Ordering::SeqCst);
     }

@@ -111,6 +111,19 @@ fn pins_are_held_until_they_are_let_go() {
 }
 
 #[test]
+fn regions_and_pages_that_there_are_not_are_told_so() {
+    let machine = Machine::start();
+    for (path, body, part) in [
+        ("/v1/unplug", r#"{"region":7}"#, "device region 7"),
+        ("/v1/plug", r#"{"region":7}"#, "device region 7"),
+        ("/v1/fail-page", r#"{"address":"1T"}"#, "0x10000000000"),
+    ] {
+        assert!(machine.post(path, body).refused(422, "refused").contains(part));
+        machine.post(path, "{}").refused(400, "malformed");
+    }
+}
+
+#[test]
 fn a_job_outlives_its_client_and_is_told_of() {
     let machine = Machine::start();
     let place = begin(&machine, FIRST);

@@ -20,6 +20,7 @@ mod hugetlb;
 mod injection;
 mod kinds;
 mod ping_pong;
+mod plug;
 mod poison;
 mod refusals;
 mod requests;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         devices::trials(),
         refusals::trials(),
         requests::trials(),
+        plug::trials(),
         poison::trials(),
         ends::trials(),
     ];

@@ -58,7 +58,12 @@ fn pools(tiers: &Tiers) -> Vec<Option<u8>> {
 fn flags() -> Ran {
     for bits in 0..8 {
         let flag = |bit: u32| bits >> bit & 1 == 1;
-        let select = Select { system: flag(0), device_public: flag(1), device_private: flag(2) };
+        let select = Select {
+            system: flag(0),
+            device_public: flag(1),
+            device_private: flag(2),
+            untouched: false,
+        };
         let (_memory, tiers) = three_places(Backing::Anon);
         let report = carry_out(
             &tiers,

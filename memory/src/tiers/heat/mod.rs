@@ -196,6 +196,7 @@ impl Service {
                 system: to != Target::Home,
                 device_private: false,
                 device_public: to == Target::Home,
+                untouched: false,
             },
             from_pool: None,
             limit: None,

@@ -96,7 +96,7 @@ pub fn measure(task: Task<'_>) -> Result<Vec<Row>, BenchError> {
     };
     Ok(vec![
         slowest("status while memory moves, the slowest", status, STATUS)?,
-        slowest("residency (4096 runs), the slowest", residency, RESIDENCY)?,
+        slowest(&format!("residency ({MAX_RUNS} runs), the slowest"), residency, RESIDENCY)?,
         slowest("a scrape of the metrics, the slowest", scrape, SCRAPE)?,
         moves(samples(scraped)?, samples(alone)?)?,
     ])

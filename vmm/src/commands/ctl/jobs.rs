@@ -48,6 +48,8 @@ pub(super) fn event(event: &Event) -> String {
         Event::JobStarted(job) | Event::JobProgress(job) | Event::JobEnded(job) => headline(job),
         Event::Lifecycle(lifecycle) => lifecycle.state.to_string(),
         Event::Policy(changed) => format!("policy {}, was {}", changed.policy.0, changed.before.0),
+        Event::Region(changed) if changed.there => format!("region {} is there", changed.region),
+        Event::Region(changed) => format!("region {} is gone", changed.region),
         Event::Error(error) => format!("error: {error}"),
         Event::Lost(lost) => format!("{} events were lost: this reader was too slow", lost.lost),
         Event::Over {} => "the machine is over".to_owned(),

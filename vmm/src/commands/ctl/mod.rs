@@ -2,6 +2,7 @@
 
 mod bar;
 mod jobs;
+mod plug;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -84,6 +85,25 @@ enum Action {
     Unpin {
         /// The number that pin printed
         pin: u64,
+    },
+    /// Empty a device region, take it away, and give its host memory back
+    Unplug {
+        /// The region's number: the first --device-memory is 0
+        #[arg(long, value_name = "N")]
+        region: u8,
+    },
+    /// Give a device region back that unplug took away
+    Plug {
+        /// The region's number: the first --device-memory is 0
+        #[arg(long, value_name = "N")]
+        region: u8,
+    },
+    /// Make the host's page behind a page of guest memory fail, for good, to try
+    /// what follows (needs CAP_SYS_ADMIN and a kernel with CONFIG_MEMORY_FAILURE)
+    FailPage {
+        /// Guest-physical address, in the page
+        #[arg(value_name = "GPA")]
+        address: Address,
     },
     /// Migrations that are at work, and the last that ended
     Jobs,
@@ -211,6 +231,14 @@ pub fn execute(args: CtlArgs) -> Outcome {
         Action::Resume => talk.tell("resume", &Request::Resume {}, show::lifecycle),
         Action::Pin { range } => talk.tell("pin", &Request::Pin { range: range.0 }, show::pinned),
         Action::Unpin { pin } => talk.tell("unpin", &Request::Unpin { pin }, show::unpinned),
+        Action::Unplug { region } => {
+            talk.tell("unplug", &Request::Unplug { region }, plug::unplugged)
+        }
+        Action::Plug { region } => talk.tell("plug", &Request::Plug { region }, plug::plugged),
+        Action::FailPage { address } => {
+            let request = Request::FailPage { address: Hex(address.0) };
+            talk.tell("fail-page", &request, plug::page_failed)
+        }
         Action::Jobs => talk.tell("jobs", &Request::Jobs {}, jobs::jobs),
         Action::Job { job } => talk.tell("job", &Request::Job { job }, jobs::job),
         Action::Cancel { job } => talk.tell("cancel", &Request::Cancel { job }, jobs::job),

@@ -6,7 +6,6 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::request::{Hex, PolicyWord, Range};
 
 /// Granules and bytes.
@@ -320,6 +319,31 @@ pub struct Pinned {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unpinned {}
 
+/// Answer to [`Request::Unplug`](super::Request::Unplug).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub struct Unplugged {
+    /// Whether the region is gone; if not, it serves on as before.
+    pub gone: bool,
+    /// What came home.
+    pub moved: Amount,
+    /// Bytes of host memory that came free.
+    pub released: u64,
+    /// What could not be moved, and why.
+    pub left: Vec<Skipped>,
+}
+
+/// Answer to [`Request::Plug`](super::Request::Plug).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plugged {
+    /// Frames that are free.
+    pub frames: u32,
+}
+
+/// Answer to [`Request::FailPage`](super::Request::FailPage).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFailed {}
+
 /// Answer to [`Request::Policy`](super::Request::Policy).
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -334,147 +358,4 @@ pub struct Policy {
 pub struct Metrics {
     /// Prometheus' text format, version 0.0.4.
     pub text: String,
-}
-
-/// Answer to [`Request::Jobs`](super::Request::Jobs).
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
-pub struct Jobs {
-    /// In the order in which they began: those at work, and the last that
-    /// ended.
-    pub jobs: Vec<Job>,
-}
-
-/// A migration, from its request on.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub struct Job {
-    /// Number, from 0 on.
-    pub id: u64,
-    /// What was asked for.
-    pub what: JobKind,
-    /// Whether it goes on when whoever asked for it is gone.
-    pub detached: bool,
-    /// How it is.
-    pub state: JobState,
-    /// How far it is, once that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub progress: Option<Progress>,
-    /// What came of it; what was skipped is listed only where one job is asked
-    /// for by number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Migrated>,
-    /// Why nothing did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<Error>,
-    /// Milliseconds since it began, or that it took.
-    pub elapsed_ms: u64,
-}
-
-/// What a [`Job`] is.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobKind {
-    /// A migration.
-    Migrate,
-    /// Everything of a region comes home.
-    Evacuate,
-}
-
-impl fmt::Display for JobKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Migrate => "migrate",
-            Self::Evacuate => "evacuate",
-        })
-    }
-}
-
-/// How a [`Job`] is.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobState {
-    /// At work.
-    Running,
-    /// Somebody has asked for its end, which comes after the granules in
-    /// flight.
-    Cancelling,
-    /// It came to its end; some granules may have stayed where they were.
-    Done,
-    /// It ended before its time.
-    Cancelled,
-    /// It was refused, or failed.
-    Failed,
-}
-
-impl JobState {
-    /// Whether it is at work.
-    pub fn is_open(self) -> bool {
-        matches!(self, Self::Running | Self::Cancelling)
-    }
-}
-
-impl fmt::Display for JobState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "running",
-            Self::Cancelling => "being cancelled",
-            Self::Done => "done",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-        })
-    }
-}
-
-/// Something that happened, as `GET /v1/events` tells it.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum Event {
-    /// A job began.
-    JobStarted(Job),
-    /// A job is further.
-    JobProgress(Job),
-    /// A job ended.
-    JobEnded(Job),
-    /// The vCPUs do something else.
-    Lifecycle(Lifecycle),
-    /// Another policy is at work.
-    Policy(PolicyChanged),
-    /// Neap or the kernel failed at something.
-    Error(Error),
-    /// Events that were not told, because the reader was too slow.
-    Lost(Lost),
-    /// The machine is over.
-    Over {},
-}
-
-impl Event {
-    /// Its name, as in `event`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::JobStarted(_) => "job-started",
-            Self::JobProgress(_) => "job-progress",
-            Self::JobEnded(_) => "job-ended",
-            Self::Lifecycle(_) => "lifecycle",
-            Self::Policy(_) => "policy",
-            Self::Error(_) => "error",
-            Self::Lost(_) => "lost",
-            Self::Over {} => "over",
-        }
-    }
-}
-
-/// Another policy is at work.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PolicyChanged {
-    /// The policy from now on.
-    pub policy: PolicyWord,
-    /// The one before.
-    pub before: PolicyWord,
-}
-
-/// Events that were not told.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost {
-    /// How many.
-    pub lost: u64,
 }

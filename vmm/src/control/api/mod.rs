@@ -1,4 +1,5 @@
-//! The words of the control socket: JSON objects, one a line.
+//! The words of the control socket: JSON objects, one a line, and the bodies of
+//! HTTP ([`super::http`]).
 //!
 //! A client sends requests, each with an id of its choice:
 //!
@@ -13,11 +14,22 @@
 //! {"id":7,"ok":{"moved":{"granules":32,"bytes":67108864},"outcomes":{"moved":32}}}
 //! ```
 //!
+//! With `"detach":true` the answer to a migration comes at once: the job that
+//! goes on, to be asked for by its number.
+//!
+//! ```json
+//! {"id":8,"request":"evacuate","region":0,"detach":true}
+//! {"id":8,"ok":{"id":3,"what":"evacuate","detached":true,"state":"running","elapsed-ms":0}}
+//! {"id":9,"request":"cancel","job":3}
+//! ```
+//!
 //! Addresses and sizes come in as numbers or as texts (`"0x100000000"`,
 //! `"4G"`); addresses go out as hexadecimal texts, because JSON numbers are not
 //! exact above 2^53 everywhere. A key that nobody knows is an error.
 
 mod answer;
+mod event;
+mod job;
 mod request;
 
 use std::fmt;
@@ -27,16 +39,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{
-    Amount, Event, FaultLatency, Heat, Job, JobKind, JobState, Jobs, Lifecycle, Lost, Metrics,
-    Migrated, Mismatch, Moves, Pinned, Place, Policy, PolicyChanged, Progress, Region, Residency,
-    Run, Skipped, Stalls, State, Status, Tiers, Unpinned, Verified,
+    Amount, FaultLatency, Heat, Lifecycle, Metrics, Migrated, Mismatch, Moves, PageFailed, Pinned,
+    Place, Plugged, Policy, Progress, Region, Residency, Run, Skipped, Stalls, State, Status,
+    Tiers, Unpinned, Unplugged, Verified,
 };
+pub use event::{Event, Lost, PolicyChanged, RegionChanged};
+pub use job::{Job, JobKind, JobState, Jobs};
 pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
 
 /// Longest line that a client may send, in bytes, with its line break.
 pub const MAX_LINE: usize = 64 << 10;
-/// Most runs in one answer to [`Request::Residency`].
-pub const MAX_RUNS: usize = 4 << 10;
+/// Most runs in one answer to [`Request::Residency`]: so many that the answer
+/// fits the buffer of a Unix socket (`net.core.wmem_default`, 208 KiB), and goes
+/// out at once, whenever the client gets round to reading it.
+pub const MAX_RUNS: usize = 1 << 10;
 
 /// One line from the server.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -71,6 +87,12 @@ pub enum Answer {
     Lifecycle(Lifecycle),
     Pinned(Pinned),
     Unpinned(Unpinned),
+    /// [`Request::Unplug`].
+    Unplugged(Unplugged),
+    /// [`Request::Plug`].
+    Plugged(Plugged),
+    /// [`Request::FailPage`].
+    PageFailed(PageFailed),
     Job(Box<Job>),
     Jobs(Jobs),
     Policy(Policy),

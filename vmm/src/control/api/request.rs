@@ -40,6 +40,23 @@ pub enum Request {
         /// What to hold.
         range: Range,
     },
+    /// Empty a region, take it away, and give its host memory back:
+    /// [`Unplugged`](super::Unplugged).
+    Unplug {
+        /// The region's number, from 0.
+        region: u8,
+    },
+    /// Give a region back that `unplug` took away: [`Plugged`](super::Plugged).
+    Plug {
+        /// The region's number, from 0.
+        region: u8,
+    },
+    /// Make the host's page behind a page of guest memory fail, for good, to
+    /// try what follows: [`PageFailed`](super::PageFailed).
+    FailPage {
+        /// In the page.
+        address: Hex,
+    },
     /// Let go of what `pin` holds: [`Unpinned`](super::Unpinned).
     Unpin {
         /// The number that `pin` answered.

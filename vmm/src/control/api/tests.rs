@@ -41,6 +41,9 @@ fn requests() -> impl Strategy<Value = Request> {
         Just(Request::Resume {}),
         range.prop_map(|range| Request::Pin { range }),
         any::<u64>().prop_map(|pin| Request::Unpin { pin }),
+        any::<u8>().prop_map(|region| Request::Unplug { region }),
+        any::<u8>().prop_map(|region| Request::Plug { region }),
+        any::<u64>().prop_map(|address| Request::FailPage { address: Hex(address) }),
     ]
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::api;
 use super::answer::{EVENTS, Failure, JSON, METRICS};
-use super::routes::{Action, NewPolicy, ROUTES, Route};
+use super::routes::{Action, NewPolicy, Page, ROUTES, Region, Route};
 use super::{MAX_BODY, MAX_HEAD};
 
 /// The document as text, with a final line break.
@@ -142,6 +142,9 @@ fn words(action: Action) -> (&'static str, &'static str) {
         Action::Resume => ("resume", "Let the vCPUs go on"),
         Action::Pin => ("pin", "Hold guest memory where it is"),
         Action::Unpin => ("unpin", "Let go of held memory"),
+        Action::Unplug => ("unplug", "Empty a device region and take it away"),
+        Action::Plug => ("plug", "Give a device region back"),
+        Action::FailPage => ("failPage", "Make a page of host memory fail, for tests"),
         Action::Jobs => ("jobs", "The jobs that there are, and the last that ended"),
         Action::Job => ("job", "How a job is"),
         Action::Cancel => ("cancel", "End a job between two granules"),
@@ -182,6 +185,8 @@ fn request_body(action: Action, schemas: &mut Schemas) -> Option<Value> {
         Action::Evacuate => Some(schemas.of::<api::Evacuate>()),
         Action::Pin => Some(schemas.of::<api::Range>()),
         Action::SetPolicy => Some(schemas.of::<NewPolicy>()),
+        Action::Unplug | Action::Plug => Some(schemas.of::<Region>()),
+        Action::FailPage => Some(schemas.of::<Page>()),
         _ => None,
     }
 }
@@ -201,6 +206,9 @@ fn answers(action: Action, schemas: &mut Schemas) -> Vec<Described> {
         Action::Pause | Action::Resume => done(json(schemas.of::<api::Lifecycle>())),
         Action::Pin => vec![("201", "Held, as Location.", json(schemas.of::<api::Pinned>()))],
         Action::Unpin => vec![("204", "Let go of.", None)],
+        Action::Unplug => done(json(schemas.of::<api::Unplugged>())),
+        Action::Plug => done(json(schemas.of::<api::Plugged>())),
+        Action::FailPage => done(json(schemas.of::<api::PageFailed>())),
         Action::Jobs => done(json(schemas.of::<api::Jobs>())),
         Action::Job => done(json(schemas.of::<api::Job>())),
         Action::Cancel => vec![("202", "Asked for.", json(schemas.of::<api::Job>()))],

@@ -31,6 +31,9 @@ pub(super) enum Action {
     Resume,
     Pin,
     Unpin,
+    Unplug,
+    Plug,
+    FailPage,
     Jobs,
     Job,
     Cancel,
@@ -55,7 +58,7 @@ const fn route(method: Method, path: &'static str, action: Action) -> Route {
 }
 
 /// All of them.
-pub(super) static ROUTES: [Route; 16] = [
+pub(super) static ROUTES: [Route; 19] = [
     route(Method::GET, "/v1/status", Action::Status),
     route(Method::GET, "/v1/residency", Action::Residency),
     route(Method::POST, "/v1/migrate", Action::Migrate),
@@ -64,6 +67,9 @@ pub(super) static ROUTES: [Route; 16] = [
     route(Method::POST, "/v1/resume", Action::Resume),
     route(Method::POST, "/v1/pins", Action::Pin),
     route(Method::DELETE, "/v1/pins/{id}", Action::Unpin),
+    route(Method::POST, "/v1/unplug", Action::Unplug),
+    route(Method::POST, "/v1/plug", Action::Plug),
+    route(Method::POST, "/v1/fail-page", Action::FailPage),
     route(Method::GET, "/v1/jobs", Action::Jobs),
     route(Method::GET, "/v1/jobs/{id}", Action::Job),
     route(Method::DELETE, "/v1/jobs/{id}", Action::Cancel),
@@ -80,6 +86,22 @@ pub(super) static ROUTES: [Route; 16] = [
 pub(super) struct NewPolicy {
     /// The policy from now on.
     policy: PolicyWord,
+}
+
+/// A device region.
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Region {
+    /// Its number, from 0.
+    region: u8,
+}
+
+/// A page of guest memory.
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    /// In the page.
+    address: Hex,
 }
 
 /// Why there is no route.
@@ -184,6 +206,18 @@ async fn carry_out(
         Action::Unpin => {
             let pin = number().map_err(|_| not_found("pin", id))?;
             (api::Request::Unpin { pin }, StatusCode::NO_CONTENT, None)
+        }
+        Action::Unplug => {
+            let Region { region } = read::json(request, &ways.limits).await?;
+            (api::Request::Unplug { region }, StatusCode::OK, None)
+        }
+        Action::Plug => {
+            let Region { region } = read::json(request, &ways.limits).await?;
+            (api::Request::Plug { region }, StatusCode::OK, None)
+        }
+        Action::FailPage => {
+            let Page { address } = read::json(request, &ways.limits).await?;
+            (api::Request::FailPage { address }, StatusCode::OK, None)
         }
         Action::Jobs => (api::Request::Jobs {}, StatusCode::OK, None),
         Action::Job => {

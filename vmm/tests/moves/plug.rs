@@ -1,0 +1,99 @@
+//! A device region is taken away under a guest that uses it, and given back.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use neap_memory::granule::GranuleSize;
+use neap_memory::migrate::{Outcome, Target};
+use neap_memory::tiers::PlugError;
+use neap_memory::{Backing, GpaRange};
+
+use crate::hugetlb::HugePages;
+use crate::rig::{POOL, Plan, Rig, WAYS, ram_for};
+use crate::{Ran, trial};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (backing, granule) in WAYS {
+        trials.push(trial(format!("plug::away_and_back_{backing}_{granule}"), move || {
+            away_and_back(backing, granule)
+        }));
+    }
+    trials.push(trial("plug::what_is_pinned_is_named", pinned));
+    trials.push(trial("plug::a_window_comes_home_touched_or_not", window));
+    trials
+}
+
+fn unplug(rig: &Rig) -> neap_memory::tiers::Unplugged {
+    rig.tiers.unplug(0, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn away_and_back(backing: Backing, granule: GranuleSize) -> Ran {
+    let ram = ram_for(granule);
+    let _pages = HugePages::behind(backing, 2 * ram)?;
+    let mut rig = Plan::new(backing, granule, ram).build(1);
+    let all = rig.granules(rig.ram);
+    rig.hammer(rig.ram);
+    for _ in 0..3 {
+        assert_eq!(rig.bring(rig.ram, POOL), all);
+        let away = unplug(&rig);
+        assert_eq!((away.moved.granules, away.left.len()), (all, 0), "{away:?}");
+        // Huge pages that were reserved stay so.
+        let released = if backing == Backing::Hugetlb { 0 } else { ram };
+        assert_eq!(away.released, released);
+        rig.check();
+        // Nothing goes there while it is gone.
+        let report = rig.migrate(rig.ram, POOL);
+        assert_eq!(report.count(Outcome::NoFrame), all, "{report:?}");
+        let twice = rig.tiers.unplug(0, &mut |_| ControlFlow::Continue(()));
+        assert!(matches!(twice, Err(PlugError::Already(0, _))), "{twice:?}");
+        assert_eq!(u64::from(rig.tiers.plug(0).unwrap()), all);
+        assert!(matches!(rig.tiers.plug(0), Err(PlugError::Already(0, _))));
+    }
+    assert!(matches!(rig.tiers.plug(7), Err(PlugError::NoRegion(7))));
+    rig.check();
+    rig.check_home();
+    Ok(())
+}
+
+fn pinned() -> Ran {
+    let granule = GranuleSize::K64;
+    let mut rig = Plan::new(Backing::Anon, granule, ram_for(granule)).build(1);
+    let all = rig.granules(rig.ram);
+    rig.hammer(rig.ram);
+    rig.bring(rig.ram, POOL);
+    let held = GpaRange::new(neap_memory::Gpa(3 * rig.granule), rig.granule).unwrap();
+    let pin = rig.tiers.pin(held, Duration::from_secs(1)).unwrap();
+    let kept = unplug(&rig);
+    let left: Vec<_> = kept.left.iter().map(|left| (left.range, left.outcome)).collect();
+    assert_eq!(left, [(held, Outcome::Pinned)]);
+    assert_eq!((kept.moved.granules, kept.released), (all - 1, 0));
+    // It serves on.
+    assert_eq!(rig.bring(rig.ram, POOL), all - 1);
+    drop(pin);
+    assert_eq!(unplug(&rig).left, []);
+    rig.check();
+    rig.check_home();
+    Ok(())
+}
+
+fn window() -> Ran {
+    for backing in [Backing::Anon, Backing::Memfd] {
+        let granule = GranuleSize::M2;
+        let plan = Plan { window: 8 << 20, ..Plan::new(backing, granule, ram_for(granule)) };
+        let mut rig = Plan { prefault: false, ..plan }.build(1);
+        let window = rig.window.unwrap();
+        // Half of it is used.
+        rig.hammer(GpaRange::new(window.base(), window.size() / 2).unwrap());
+        let away = unplug(&rig);
+        assert_eq!((away.moved.granules, away.left.len()), (rig.granules(window), 0), "{away:?}");
+        assert!(rig.all_at(window, Target::Home));
+        rig.check();
+        rig.tiers.plug(0).unwrap();
+        assert_eq!(rig.bring(window, POOL), rig.granules(window));
+        rig.check();
+        assert_eq!(rig.tiers.verify().unwrap().mismatches, []);
+    }
+    Ok(())
+}
