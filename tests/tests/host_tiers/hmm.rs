@@ -49,6 +49,9 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// still.
 const STOOD_STILL: &str = "Test terminated by timeout";
 
+/// Exit status of a machine that could not go on.
+const MACHINE_FAILED: i32 = 2;
+
 fn window(index: usize) -> String {
     format!("--device-memory size=256M,addr={}", WINDOWS[index])
 }
@@ -66,15 +69,18 @@ fn run_moving(options: &[&str]) -> (Ended, Vec<Moves>) {
     let ended = booted.wait();
     let moves = churn.finish();
     eprintln!("moved: {moves:?}");
-    (ended.expect_status(0), moves)
+    (ended, moves)
 }
 
 fn hmm(options: &[&str]) -> Vec<Moves> {
     let (mut ended, mut moves) = run_moving(options);
-    if ended.stdout.contains(STOOD_STILL) {
-        eprintln!("the guest stood still in the lab; once more");
+    // As in the other tests of guests: a machine that emulation failed says
+    // nothing of the tests (ARCHITECTURE.md, known holes).
+    if ended.stdout.contains(STOOD_STILL) || ended.status == Some(MACHINE_FAILED) {
+        eprintln!("the guest failed in the lab; once more: {}", ended.stderr.trim_end());
         (ended, moves) = run_moving(options);
     }
+    let ended = ended.expect_status(0);
     let totals = ended.expect_line("# Totals:");
     assert_eq!(totals, "# Totals: pass:58 fail:0 xfail:0 xpass:0 skip:0 error:0");
     assert_eq!(ended.expect_line("neap-guest: exit"), "neap-guest: exit 0");

@@ -64,7 +64,8 @@ fn suits_node(request: &Request<'_>) -> bool {
     regions.peek().is_some()
         && request.memory.backing.is_anonymous()
         && request.granule.unwrap_or_default() == GranuleSize::M2
-        && request.policy.unwrap_or_default() != PolicyName::FirstTouch
+        // Those want pages that can be set aside.
+        && !matches!(request.policy, Some(PolicyName::FirstTouch | PolicyName::Heat))
         && regions.all(|region| region.backing.node().is_some() && region.kind != Kind::Private)
 }
 
@@ -371,6 +372,8 @@ mod tests {
         assert_eq!(engine("size=0,pool=2M,backing=node:1,kind=private", plain()), EngineName::Move);
         let (granule, policy) = (GranuleSize::K64, PolicyName::FirstTouch);
         assert_eq!(engine(NODE, Machine { granule, ..plain() }), EngineName::Move);
+        assert_eq!(engine(NODE, Machine { policy, ..plain() }), EngineName::Move);
+        let policy = PolicyName::Heat;
         assert_eq!(engine(NODE, Machine { policy, ..plain() }), EngineName::Move);
         let regions = &[NODE, "size=0,pool=2M"];
         let mixed = Machine { regions, ..plain() }.resolve().unwrap().0.unwrap();

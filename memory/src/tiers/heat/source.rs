@@ -44,9 +44,13 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
     if core.engine.sets_aside() {
         return Ok(Box::new(Touches::new(Arc::clone(core), period)));
     }
-    Err("reads are not seen with this memory and engine: use engine move on anonymous memory \
-         (backing=anon), or another policy"
-        .to_owned())
+    Err(format!(
+        "reads of memory that moves by engine {} or {} are not seen: use anonymous memory \
+         (backing=anon or node:N) with engine={}, or another policy",
+        EngineName::Remap,
+        EngineName::Node,
+        EngineName::Move
+    ))
 }
 
 /// Granules that were never moved and that are taken under control in a tick,
