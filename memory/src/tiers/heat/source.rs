@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Turn;
+use crate::engine::EngineName;
 use crate::granule::Granule;
 use crate::heat::{Seen, Touch};
 use crate::table::Place;
