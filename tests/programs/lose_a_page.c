@@ -24,6 +24,7 @@
 static sigjmp_buf out;
 static volatile sig_atomic_t code;
 static char *volatile address;
+static volatile int shift;
 
 static void on_bus(int signal, siginfo_t *info, void *context)
 {
@@ -31,6 +32,7 @@ static void on_bus(int signal, siginfo_t *info, void *context)
 	(void)context;
 	code = info->si_code;
 	address = info->si_addr;
+	shift = info->si_addr_lsb;
 	siglongjmp(out, 1);
 }
 
@@ -69,8 +71,10 @@ int main(int argc, char **argv)
 		printf("lose-a-page: nothing was lost\n");
 		return 4;
 	}
-	printf("lose-a-page: SIGBUS code %d at offset %#lx\n", (int)code,
-	       (unsigned long)(address - memory));
+	/* The kernel speaks of the whole of a mapping of 2 MiB. */
+	printf("lose-a-page: SIGBUS code %d, %d bits, %s\n", (int)code, shift,
+	       (uintptr_t)address >> shift == (uintptr_t)(memory + VICTIM * PAGE) >> shift ?
+	       "where the page is" : "elsewhere");
 	if (sigsetjmp(out, 1) == 0) {
 		for (int page = 0; page < SIZE / PAGE; page++) {
 			if (page == VICTIM)

@@ -55,10 +55,9 @@ fn lose_a_page() {
     let ended = booted.wait().expect_status(0);
     failed.unwrap();
     // BUS_MCEERR_AR, of the page that was lost.
-    assert_eq!(
-        ended.expect_line("lose-a-page: SIGBUS"),
-        "lose-a-page: SIGBUS code 4 at offset 0x3000"
-    );
+    let signal = ended.expect_line("lose-a-page: SIGBUS");
+    assert!(signal.starts_with("lose-a-page: SIGBUS code 4, "), "{signal}");
+    assert!(signal.ends_with("where the page is"), "{signal}");
     ended.expect_line("lose-a-page: the others are whole");
     assert_eq!(ended.expect_line("neap-job: program"), "neap-job: program 0");
     ended.expect_line("neap-job: the kernel goes on");
