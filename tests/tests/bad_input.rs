@@ -287,7 +287,7 @@ mod pools {
     fn with_values_that_do_not_exist() {
         let region = "--device-memory size=0,pool=2M";
         pool_refused(&format!("{region},kind=shared"), &["--device-memory", "shared", "generic"]);
-        pool_refused(&format!("{region},engine=node"), &["--device-memory", "node", "remap"]);
+        pool_refused(&format!("{region},engine=swap"), &["--device-memory", "swap", "remap"]);
         pool_refused("--device-memory size=0,pool=some", &["--device-memory", "some", "512M"]);
         pool_refused("--policy tides", &["--policy", "tides", "first-touch"]);
         pool_refused("--policy heat --heat-budget 0", &["--heat-budget", "0", "100M"]);
