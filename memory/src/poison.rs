@@ -34,7 +34,7 @@ pub struct Lost(pub HvaRange);
 enum Doing {
     Other,
     Guest,
-    Copy { from: HvaRange, to: HvaRange },
+    Copy { from: HvaRange, to: HvaRange, private: bool },
 }
 
 thread_local! {
@@ -125,13 +125,19 @@ pub fn in_guest<T>(run: impl FnOnce() -> T) -> (T, Option<Lost>) {
 }
 
 /// Calls `copy`, which copies `from` to `to` and touches no other guest
-/// memory.
+/// memory. `private`: both are private anonymous memory.
 ///
 /// # Errors
 /// What was lost of either; where it was now lies an empty page, which is not
-/// the guest's memory any more, and the copy is void.
-pub(crate) fn copying(from: HvaRange, to: HvaRange, copy: impl FnOnce()) -> Result<(), Vec<Lost>> {
-    let ((), met) = while_doing(Doing::Copy { from, to }, copy);
+/// the guest's memory any more, and the copy is void. Of private memory it is a
+/// page like any other; of a file, a mapping that has to be put right.
+pub(crate) fn copying(
+    from: HvaRange,
+    to: HvaRange,
+    private: bool,
+    copy: impl FnOnce(),
+) -> Result<(), Vec<Lost>> {
+    let ((), met) = while_doing(Doing::Copy { from, to, private }, copy);
     if met.count == 0 { Ok(()) } else { Err(met.lost.into_iter().flatten().collect()) }
 }
 
@@ -155,6 +161,17 @@ fn meet(lost: Lost) {
 }
 
 extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the address of this thread's own variable. Whoever was interrupted
+    // may be about to look at it.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { errno.read() };
+    handle(info);
+    // SAFETY: as above.
+    unsafe { errno.write(before) };
+}
+
+fn handle(info: *mut libc::siginfo_t) {
     /// `siginfo_t` as far as SIGBUS fills it (x86-64).
     #[repr(C)]
     struct Fault {
@@ -179,9 +196,9 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
         Doing::Guest if code == BUS_MCEERR_AR => meet(lost),
         // Whatever the code: kernels without CONFIG_MEMORY_FAILURE say
         // BUS_ADRERR of a page that was poisoned by UFFDIO_POISON.
-        Doing::Copy { from, to } => {
+        Doing::Copy { from, to, private } => {
             let inside = [from, to].into_iter().find(|range| contains(range, address));
-            match inside.and_then(|range| replace(lost, range)) {
+            match inside.and_then(|range| replace(lost, address, range, private)) {
                 Some(lost) => meet(lost),
                 None => end_at("while memory was copied", code, address),
             }
@@ -213,15 +230,23 @@ fn contains(range: &HvaRange, address: usize) -> bool {
 }
 
 /// Puts an empty page where `lost` was; one that reaches beyond `range` is
-/// taken for a small one.
-fn replace(lost: Lost, range: HvaRange) -> Option<Lost> {
+/// taken for the small one at `address`.
+fn replace(lost: Lost, address: usize, range: HvaRange, private: bool) -> Option<Lost> {
     let whole = lost.0.start() >= range.start() && lost.0.end() <= range.end();
-    let lost = if whole { lost } else { pages(lost.0.start().0, 0) };
-    // SAFETY: the page is within a range that this thread said it alone uses,
-    // and nobody reads it as guest memory before the copy is known to be void.
+    let lost = if whole { lost } else { pages(address, 0) };
+    let start = lost.0.start().as_ptr().cast();
+    if private {
+        // SAFETY: the page is within a range that this thread said it alone
+        // uses; without its page it reads as zeros, and nobody reads it as guest
+        // memory before the copy is known to be void.
+        let dropped = unsafe { libc::madvise(start, lost.0.len(), libc::MADV_DONTNEED) };
+        return (dropped == 0).then_some(lost);
+    }
+    // SAFETY: as above; the mapping of the file there is an alias, which the
+    // caller puts right.
     let mapped = unsafe {
         libc::mmap(
-            lost.0.start().as_ptr().cast(),
+            start,
             lost.0.len(),
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,

@@ -69,12 +69,18 @@ impl Losses {
         self.books().holes.remove(&slot.0).unwrap_or_default()
     }
 
-    /// The places that failed since this was asked last.
-    pub(crate) fn take_places(&self) -> Vec<(Granule, Place)> {
+    /// The places that failed under one of `granules`, which the caller has
+    /// claimed, since this was asked last.
+    pub(crate) fn take_places(
+        &self,
+        granules: &mut dyn Iterator<Item = Granule>,
+    ) -> Vec<(Granule, Place)> {
         if !self.any.load(Ordering::Acquire) {
             return Vec::new();
         }
-        std::mem::take(&mut self.books().places)
+        let granules: Vec<Granule> = granules.collect();
+        let mut books = self.books();
+        books.places.extract_if(.., |(granule, _)| granules.contains(granule)).collect()
     }
 }
 
@@ -98,9 +104,12 @@ mod tests {
     #[test]
     fn a_place_is_told_once() {
         let losses = Losses::default();
-        assert_eq!(losses.take_places(), []);
+        let take = |granule| losses.take_places(&mut [Granule(granule)].into_iter());
+        assert_eq!(take(3), []);
         losses.place(Granule(3), Place::Home);
-        assert_eq!(losses.take_places(), [(Granule(3), Place::Home)]);
-        assert_eq!(losses.take_places(), []);
+        // Somebody else's.
+        assert_eq!(take(4), []);
+        assert_eq!(take(3), [(Granule(3), Place::Home)]);
+        assert_eq!(take(3), []);
     }
 }

@@ -27,7 +27,7 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_HUGE: u64 = 1 << 6;
 
-/// Copies `len` bytes.
+/// Copies `len` bytes; `private`: of private anonymous memory.
 ///
 /// # Safety
 /// Both ranges are mapped, do not overlap, and nobody else writes to either
@@ -35,9 +35,9 @@ const PAGE_IS_HUGE: u64 = 1 << 6;
 ///
 /// # Errors
 /// Memory of either has failed; see [`poison::copying`].
-pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize) -> Result<(), Vec<Lost>> {
+pub(crate) unsafe fn copy(from: Hva, to: Hva, len: usize, private: bool) -> Result<(), Vec<Lost>> {
     let ranges = [from, to].map(|start| HvaRange::new(start, len));
-    poison::copying(ranges[0], ranges[1], || {
+    poison::copying(ranges[0], ranges[1], private, || {
         // SAFETY: as this function's contract says.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), len) }
     })
@@ -62,9 +62,14 @@ pub(crate) fn fail_page(page: Hva) -> Result<(), Errno> {
 ///
 /// # Safety
 /// The range is mapped and nobody else uses it meanwhile.
-pub(crate) unsafe fn zero(range: HvaRange) {
-    // SAFETY: as this function's contract says.
-    unsafe { std::ptr::write_bytes(range.start().as_ptr(), 0, range.len()) }
+///
+/// # Errors
+/// As [`copy`].
+pub(crate) unsafe fn zero(range: HvaRange, private: bool) -> Result<(), Vec<Lost>> {
+    poison::copying(range, range, private, || {
+        // SAFETY: as this function's contract says.
+        unsafe { std::ptr::write_bytes(range.start().as_ptr(), 0, range.len()) }
+    })
 }
 
 /// Makes every page of `range` present and writable. Changes no contents.

@@ -133,9 +133,12 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Whether it can leave granules unmapped in a frame on this way.
     fn can(&self, step: &Step) -> bool;
 
-    /// Places whose host memory was found to have failed since this was asked
-    /// last, each with the granule that is there or was to go there.
-    fn losses(&self) -> Vec<(Granule, Place)>;
+    /// Places whose host memory was found to have failed while one of `granules`,
+    /// which the caller has claimed, was there or was to go there; each is told
+    /// once.
+    fn losses(&self, _: &mut dyn Iterator<Item = Granule>) -> Vec<(Granule, Place)> {
+        Vec::new()
+    }
 
     /// Gives the host memory of a pool back, whose frames are all free and stay
     /// so; what is handed out later gets memory anew. Bytes that came free.

@@ -304,7 +304,8 @@ impl MoveEngine {
         self.must_move(HvaRange::new(self.guest(step.granule), len), slot);
         // SAFETY: both pages are out of the guest's reach, in slots that this
         // granule has claimed.
-        let copied = unsafe { memory::copy(slot, self.slot_at(step.granule, step.from), len) };
+        let copied =
+            unsafe { memory::copy(slot, self.slot_at(step.granule, step.from), len, true) };
         if copied.is_err() {
             (self.fatal)("host memory failed while guest memory was put back");
         }
@@ -328,7 +329,7 @@ impl MoveEngine {
             {
                 (self.fatal)(&format!("guest memory was lost and cannot be marked: {errno}"));
             }
-            // What stands there in its place is nobody's.
+            // What came there in its place is nobody's.
             let _ = memory::drop_pages(HvaRange::new(slot.offset(hole.start), hole.len()));
         }
         move_on(at..self.space.bytes());
@@ -354,7 +355,7 @@ impl MoveEngine {
             Inject::Omit => return Ok(()),
             Inject::Short(_) => {
                 // SAFETY: as below, for the first half.
-                let _ = unsafe { memory::copy(from, to, size / 2) };
+                let _ = unsafe { memory::copy(from, to, size / 2, true) };
                 return Err(Outcome::CopyFailed);
             }
             Inject::Poison => self.fail_first_page(from),
@@ -363,7 +364,7 @@ impl MoveEngine {
         // SAFETY: `from` holds the granule's page, out of the guest's reach;
         // `to` is a slot of this engine whose frame or home page was claimed
         // for this granule, so nobody else uses it.
-        let copied = unsafe { memory::copy(from, to, size) };
+        let copied = unsafe { memory::copy(from, to, size, true) };
         match copied {
             Ok(()) => {}
             Err(lost) => self.lose(step, &lost)?,
@@ -510,7 +511,10 @@ impl Engine for MoveEngine {
         if row.is_backed(index) {
             // SAFETY: the slot was claimed for this granule and is not mapped
             // in the guest.
-            unsafe { memory::zero(row.slot(index)) };
+            if unsafe { memory::zero(row.slot(index), true) }.is_err() {
+                self.losses.place(granule, to);
+                return Err(Errno::FAULT);
+            }
         } else {
             row.back(index)?;
         }
@@ -549,8 +553,12 @@ impl Engine for MoveEngine {
     }
 
     fn bring_back(&self, granule: Granule, place: Place) {
-        let slot = HvaRange::new(self.slot_at(granule, place), self.space.bytes());
-        self.must_move(slot, self.guest(granule));
+        let slot = self.slot_at(granule, place);
+        if self.losses.has_holes(slot) {
+            self.give_void(slot, self.guest(granule));
+        } else {
+            self.must_move(HvaRange::new(slot, self.space.bytes()), self.guest(granule));
+        }
     }
 
     fn can(&self, _: &Step) -> bool {
@@ -566,8 +574,8 @@ impl Engine for MoveEngine {
         Ok(bytes)
     }
 
-    fn losses(&self) -> Vec<(Granule, Place)> {
-        self.losses.take_places()
+    fn losses(&self, granules: &mut dyn Iterator<Item = Granule>) -> Vec<(Granule, Place)> {
+        self.losses.take_places(granules)
     }
 
     fn vmas_per_run(&self) -> u64 {

@@ -239,11 +239,6 @@ impl Engine for NodeEngine {
         step.from_mapped && step.to_mapped
     }
 
-    fn losses(&self) -> Vec<(Granule, Place)> {
-        // The kernel copies, and leaves a page that has failed where it is.
-        Vec::new()
-    }
-
     fn vmas_per_run(&self) -> u64 {
         0
     }

@@ -50,6 +50,7 @@ use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::park::{Park, Parked, Stalls};
+use crate::poison::Lost;
 use crate::region::Source;
 use crate::space::{Origin, Space};
 use crate::table::Place;
@@ -305,15 +306,8 @@ impl RemapEngine {
         };
         // SAFETY: both are aliases of this engine; writers to the source wait,
         // and the destination was claimed for this granule.
-        if let Err(lost) = unsafe { memory::copy(from.alias(), to.alias(), len) } {
-            // The page that replaced it is the alias' only: in the file, and
-            // where the guest sees it, it has failed as before.
-            let slot = from.area.alias.slot(from.index);
-            let source =
-                lost.iter().any(|lost| (slot.start()..slot.end()).contains(&lost.0.start()));
-            let place = if source { step.from } else { step.to };
-            self.losses.place(step.granule, place);
-            return Err(if source { Outcome::Poisoned } else { Outcome::BadFrame });
+        if let Err(lost) = unsafe { memory::copy(from.alias(), to.alias(), len, false) } {
+            return Err(self.lose(step, &lost));
         }
         if len < size {
             return Err(Outcome::CopyFailed);
@@ -321,6 +315,63 @@ impl RemapEngine {
         // Whoever gets the place next finds old contents there.
         from.area.alias.set_backed(from.index);
         Ok(())
+    }
+
+    /// Puts the aliases right after pages failed while a granule was copied. The
+    /// source stays as it is, so that it is met again by whoever tries again; a
+    /// page that failed at the destination is given up for a new one.
+    fn lose(&self, step: &Step, lost: &[Lost]) -> Outcome {
+        let mut outcome = Outcome::BadFrame;
+        for place in [step.from, step.to] {
+            let spot = self.spot(step.granule, place);
+            let slot = spot.area.alias.slot(spot.index);
+            let inside = |lost: &&Lost| (slot.start()..slot.end()).contains(&lost.0.start());
+            let mut any = false;
+            for lost in lost.iter().filter(inside) {
+                any = true;
+                let offset =
+                    spot.offset(self.space.bytes()) + (lost.0.start().0 - slot.start().0) as u64;
+                let put_right = self.put_right(spot, lost.0, offset, place == step.to);
+                if let Err(errno) = put_right {
+                    (self.fatal)(&format!("a page that failed cannot be put right: {errno}"));
+                }
+            }
+            if any {
+                self.losses.place(step.granule, place);
+                if place == step.from {
+                    outcome = Outcome::Poisoned;
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Maps the file over the empty page that stands in its alias for one that
+    /// failed; `give_up`: the file is to have a new page there.
+    fn put_right(
+        &self,
+        spot: Spot<'_>,
+        page: HvaRange,
+        offset: u64,
+        give_up: bool,
+    ) -> Result<(), Errno> {
+        if give_up && spot.area.kind != FileKind::Dax {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(spot.file(), punch, offset, page.len() as u64)?;
+        }
+        // SAFETY: the page is the engine's own alias, which this thread alone
+        // uses while the granule is claimed.
+        let mapped = unsafe {
+            mmap(
+                page.start().as_ptr().cast(),
+                page.len(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
+                spot.file(),
+                offset,
+            )
+        };
+        mapped.map(drop)
     }
 
     /// Maps the new places of a run over the old ones; [`Self::watch`] follows.
@@ -383,7 +434,14 @@ impl RemapEngine {
         while from < steps.len() {
             let batch = from..(from + self.pace.next()).min(steps.len());
             from = batch.end;
-            self.transfer_batch(&steps[batch.clone()], &mut outcomes[batch]);
+            if !self.transfer_batch(&steps[batch.clone()], &mut outcomes[batch]) {
+                // Whoever is not to be had will not be for the next batch either,
+                // and each try holds up the others.
+                let rest = outcomes[from..].iter_mut();
+                rest.filter(|outcome| **outcome == Outcome::Moved)
+                    .for_each(|outcome| *outcome = Outcome::Busy);
+                return;
+            }
         }
     }
 
@@ -403,7 +461,8 @@ impl RemapEngine {
         None
     }
 
-    fn transfer_batch(&self, steps: &[Step], outcomes: &mut [Outcome]) {
+    /// False if vCPUs could not be parked.
+    fn transfer_batch(&self, steps: &[Step], outcomes: &mut [Outcome]) -> bool {
         for step in steps {
             // The alias of a device is mapped when it is first touched, which
             // takes a while; if it cannot be, the copy will say so.
@@ -413,7 +472,8 @@ impl RemapEngine {
         }
         let Some((since, parked)) = self.hold_off() else {
             let open = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Moved);
-            return open.for_each(|outcome| *outcome = Outcome::Busy);
+            open.for_each(|outcome| *outcome = Outcome::Busy);
+            return false;
         };
         let mut copying = Duration::ZERO;
         let mut granules = 0;
@@ -439,6 +499,7 @@ impl RemapEngine {
             self.watch(&steps[run.clone()], &outcomes[run]);
         }
         self.map_in(steps, outcomes);
+        true
     }
 
     /// Runs of steps whose granules follow one another, and whose new places
@@ -545,7 +606,7 @@ impl RemapEngine {
                 let frame = self.spot(step.granule, step.to).alias();
                 // SAFETY: both are aliases; writers wait, readers found the
                 // page missing or find it again.
-                if unsafe { memory::copy(frame, alias.start(), size) }.is_err() {
+                if unsafe { memory::copy(frame, alias.start(), size, false) }.is_err() {
                     (self.fatal)("host memory failed while guest memory was put back");
                 }
                 return Err(Errno::BUSY);
@@ -615,7 +676,13 @@ impl RemapEngine {
                 // The frame has failed there, and so has what comes home.
                 Err(MoveError { moved, errno: Errno::FAULT }) => {
                     done += moved;
-                    self.uffd.poison(HvaRange::new(to.start().offset(done), page))?;
+                    let marked = self.uffd.poison(HvaRange::new(to.start().offset(done), page));
+                    if let Err(errno) = marked {
+                        // Before Linux 6.6, and whoever waits would for ever.
+                        (self.fatal)(&format!(
+                            "guest memory was lost and cannot be marked: {errno}"
+                        ));
+                    }
                     self.losses.place(granule, place);
                     done += page;
                     if done >= to.len() {
@@ -694,7 +761,12 @@ impl Engine for RemapEngine {
             let row = &spot.area.alias;
             if row.is_backed(spot.index) {
                 // SAFETY: the frame was claimed for this granule.
-                unsafe { memory::zero(row.slot(spot.index)) };
+                if let Err(lost) = unsafe { memory::zero(row.slot(spot.index), false) } {
+                    let step =
+                        Step { granule, from: Place::Home, from_mapped: true, to, to_mapped: true };
+                    self.lose(&step, &lost);
+                    return Err(Errno::FAULT);
+                }
             } else {
                 row.back(spot.index)?;
             }
@@ -732,8 +804,8 @@ impl Engine for RemapEngine {
         Ok(u64::try_from(before - blocks()?).unwrap_or(0) * 512)
     }
 
-    fn losses(&self) -> Vec<(Granule, Place)> {
-        self.losses.take_places()
+    fn losses(&self, granules: &mut dyn Iterator<Item = Granule>) -> Vec<(Granule, Place)> {
+        self.losses.take_places(granules)
     }
 
     fn vmas_per_run(&self) -> u64 {

@@ -118,7 +118,7 @@ impl Tiers {
         };
         let memory = Arc::clone(memory);
         let heat = Mutex::new(heat);
-        Ok(Self { heat, fault, movers, core, config, _memory: memory })
+        Ok(Self { heat, fault, movers, plugging: Mutex::default(), core, config, _memory: memory })
     }
 }
 

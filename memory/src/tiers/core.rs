@@ -346,7 +346,7 @@ impl Core {
         let waiters = Waiters { hurry: &self.hurry, listen: &|| self.listen() };
         self.engine.transfer(&steps, &waiters, &mut outcomes);
         // Before the frames are put, so that nobody gets one of these again.
-        for (granule, place) in self.engine.losses() {
+        for (granule, place) in self.engine.losses(&mut steps.iter().map(|step| step.granule)) {
             if !steps.iter().any(|step| (step.granule, step.to) == (granule, place)) {
                 self.damaged.insert(granule);
             }

@@ -247,6 +247,9 @@ impl Service {
                 core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
                 return;
             }
+            for (_, lost) in core.engine.losses(&mut [granule].into_iter()) {
+                core.lose(lost);
+            }
             core.put(place);
         }
         core.table.abort(claimed);

@@ -52,6 +52,8 @@ pub struct Tiers {
     heat: Mutex<Option<heat::HeatThread>>,
     fault: fault::FaultThread,
     movers: Arc<Movers>,
+    /// Held while a region is taken away or given back.
+    plugging: Mutex<()>,
     core: Arc<Core>,
     config: TiersConfig,
     // Last: what is above works in it.

@@ -33,6 +33,9 @@ pub enum PlugError {
     /// It is gone already, or there already.
     #[error("device region {0} is {1} already")]
     Already(u8, &'static str),
+    /// A region is on its way already.
+    #[error("a region is being unplugged: wait for the end of that")]
+    AtWork,
     /// It could not be emptied.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -63,6 +66,7 @@ impl Tiers {
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<Unplugged, PlugError> {
         let id = PoolId(region);
+        let _one_at_a_time = self.plugging.try_lock().map_err(|_| PlugError::AtWork)?;
         {
             let mut pool = self.core.pool(id).ok_or(PlugError::NoRegion(region))?;
             if pool.is_closed() {
@@ -83,6 +87,7 @@ impl Tiers {
     /// # Errors
     /// There is none, or it is not gone.
     pub fn plug(&self, region: u8) -> Result<u32, PlugError> {
+        let _one_at_a_time = self.plugging.try_lock().map_err(|_| PlugError::AtWork)?;
         let mut pool = self.core.pool(PoolId(region)).ok_or(PlugError::NoRegion(region))?;
         if !pool.is_closed() {
             return Err(PlugError::Already(region, "there"));

@@ -15,6 +15,9 @@ pub enum PolicyRefused {
          start the guest with --policy first-touch"
     )]
     NotWatched(PolicyName),
+    /// Reads that are not seen.
+    #[error("{0} sees reads of anonymous memory with engine=move only")]
+    NotSeen(PolicyName),
     /// Nowhere to promote to.
     #[error("{0} needs a device region of kind public with a pool")]
     NoPool(PolicyName),
@@ -63,6 +66,7 @@ impl Tiers {
             PolicyName::FirstTouch if !self.core.watches_first_touch => {
                 Err(PolicyRefused::NotWatched(name))
             }
+            PolicyName::Heat if !self.core.engine.sets_aside() => Err(PolicyRefused::NotSeen(name)),
             PolicyName::Heat if !self.core.kinds.contains(&Kind::Public) => {
                 Err(PolicyRefused::NoPool(name))
             }

@@ -3,6 +3,8 @@
 //! What the choices are for:
 //! - speed: no firmware device that nobody uses, and no `-bios` beyond the
 //!   default; a `vmlinux` as kernel saves its decompression under emulation;
+//! - a clock that is right: the lab's kernel is told how fast the time stamp
+//!   counter runs (`clock`), which it would measure against an emulated timer;
 //! - steadiness on a loaded machine: an emulated CPU may stand still for a
 //!   second, which timer checks, the TSC watchdog and the RCU stall detector
 //!   would take for a fault; and a thread of its own for each emulated CPU,
@@ -58,6 +60,8 @@ pub struct Machine<'a> {
     pub port: RawFd,
     /// Let the kernel print all its messages, not only errors.
     pub verbose: bool,
+    /// How fast the time stamp counter runs, in kilohertz, if that is known.
+    pub tsc_khz: Option<u64>,
     /// Nodes and soft-reserved memory ([`host_tiers`]).
     pub host_tiers: bool,
 }
@@ -106,10 +110,11 @@ impl Machine<'_> {
             true => format!(" {}", host_tiers::kernel_command_line(self.memory)),
             false => String::new(),
         };
+        let clock = self.tsc_khz.map_or(String::new(), |khz| format!("tsc_early_khz={khz} "));
         let line = format!(
             "console=ttyS0 {messages} panic=-1 oops=panic no_timer_check tsc=reliable \
              rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on \
-             kvm.tsc_tolerance_ppm={TSC_TOLERANCE_PPM} lab_agent={agent}{tiers}"
+             {clock}kvm.tsc_tolerance_ppm={TSC_TOLERANCE_PPM} lab_agent={agent}{tiers}"
         );
         if line.len() > CMDLINE_MAX {
             return Err(LabError::AgentPath { path: self.agent.into() });
@@ -179,6 +184,7 @@ mod tests {
             share: share.map(Path::new),
             port: 7,
             verbose: false,
+            tsc_khz: Some(2_100_000),
             host_tiers: false,
         };
         Ok(machine.arguments()?.into_iter().map(|a| a.into_string().unwrap()).collect())

@@ -37,7 +37,9 @@ impl Mended {
         let mut code = fs::read(&program)?;
         let Some(store) = leftover_store(&code) else { return Ok(None) };
         code[store].copy_from_slice(&NOTHING);
-        let copy = memfd_create("neap-lab-qemu", MemfdFlags::CLOEXEC)?;
+        // Kernels before 6.3 do not know that it can be said.
+        let copy = memfd_create("neap-lab-qemu", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
+            .or_else(|_| memfd_create("neap-lab-qemu", MemfdFlags::CLOEXEC))?;
         fs::File::from(copy.try_clone()?).write_all(&code)?;
         // <prefix>/bin/qemu-system-x86_64; where distributions keep the rest.
         let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));

@@ -22,6 +22,7 @@ use crate::failure::tell;
 use crate::images::GuestImages;
 
 pub mod agent;
+mod clock;
 mod environment;
 mod flow;
 pub mod host_tiers;
@@ -229,6 +230,7 @@ pub fn run(request: &LabRequest) -> Result<u8, LabError> {
         share,
         port: theirs.as_raw_fd(),
         verbose: request.verbose,
+        tsc_khz: clock::tsc_khz(),
         host_tiers: request.host_tiers.is_some(),
     };
     // Before QEMU starts, so that no signal falls between: one that came

@@ -1,5 +1,5 @@
-//! What a child must do between fork and exec, and the end of all processes
-//! of the lab: the calls that have no safe form.
+//! What a child must do between fork and exec, the end of all processes of the
+//! lab, and the processor's counter: what has no safe form.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -56,4 +56,11 @@ pub(super) fn kill_all_others() {
     // SAFETY: kill(2) takes no memory; -1 spares the caller, and every other
     // process of the lab is the program's or a child of it.
     unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+/// The time stamp counter.
+pub(super) fn ticks() -> u64 {
+    // SAFETY: the instruction takes and changes no memory, and Linux lets every
+    // process have it.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }

@@ -1,7 +1,8 @@
 //! A device region is taken away under a guest that uses it, and given back.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use neap_memory::granule::GranuleSize;
@@ -9,8 +10,9 @@ use neap_memory::migrate::{Outcome, Target};
 use neap_memory::tiers::PlugError;
 use neap_memory::{Backing, GpaRange};
 
+use crate::hooks::Slow;
 use crate::hugetlb::HugePages;
-use crate::rig::{POOL, Plan, Rig, WAYS, ram_for};
+use crate::rig::{LIMIT, POOL, Plan, Rig, WAYS, ram_for};
 use crate::{Ran, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -22,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     trials.push(trial("plug::what_is_pinned_is_named", pinned));
     trials.push(trial("plug::a_window_comes_home_touched_or_not", window));
+    trials.push(trial("plug::is_refused_while_unplug_is_at_work", at_work));
     trials
 }
 
@@ -95,5 +98,28 @@ fn window() -> Ran {
         rig.check();
         assert_eq!(rig.tiers.verify().unwrap().mismatches, []);
     }
+    Ok(())
+}
+
+fn at_work() -> Ran {
+    let granule = GranuleSize::K64;
+    let hooks = Arc::new(Slow(Duration::from_millis(2)));
+    let rig = Plan::new(Backing::Anon, granule, ram_for(granule)).hooks(hooks).build(1);
+    let all = rig.granules(rig.ram);
+    assert_eq!(rig.bring(rig.ram, POOL), all);
+    std::thread::scope(|scope| {
+        let unplug = scope.spawn(|| unplug(&rig));
+        let deadline = Instant::now() + LIMIT;
+        // Until it has begun there is nothing to be plugged in.
+        while !matches!(rig.tiers.plug(0), Err(PlugError::AtWork)) {
+            assert!(Instant::now() < deadline && !unplug.is_finished(), "nobody is at work");
+        }
+        let again = rig.tiers.unplug(0, &mut |_| ControlFlow::Continue(()));
+        assert!(matches!(again, Err(PlugError::AtWork)), "{again:?}");
+        let away = unplug.join().unwrap();
+        assert_eq!((away.moved.granules, away.left.len()), (all, 0), "{away:?}");
+    });
+    rig.tiers.plug(0).unwrap();
+    rig.check_home();
     Ok(())
 }
