@@ -110,10 +110,12 @@ fn at_work() -> Ran {
     std::thread::scope(|scope| {
         let unplug = scope.spawn(|| unplug(&rig));
         let deadline = Instant::now() + LIMIT;
-        // Until it has begun there is nothing to be plugged in.
-        while !matches!(rig.tiers.plug(0), Err(PlugError::AtWork)) {
+        while rig.tiers.status().counts.to_home == 0 {
             assert!(Instant::now() < deadline && !unplug.is_finished(), "nobody is at work");
+            std::thread::yield_now();
         }
+        let plug = rig.tiers.plug(0);
+        assert!(matches!(plug, Err(PlugError::AtWork)), "{plug:?}");
         let again = rig.tiers.unplug(0, &mut |_| ControlFlow::Continue(()));
         assert!(matches!(again, Err(PlugError::AtWork)), "{again:?}");
         let away = unplug.join().unwrap();

@@ -72,9 +72,18 @@ fn full(backing: Backing, granule: GranuleSize) -> Ran {
     rig.hammer(rig.ram);
     let all = rig.granules(rig.ram);
     for _ in 0..5 {
-        let report = rig.migrate(rig.ram, POOL);
-        assert_eq!(report.moved.granules, all / 4, "{report:?}");
-        assert_eq!(report.count(Outcome::NoFrame), all - all / 4, "{report:?}");
+        // The kernel may hold a page for a moment, whose frame goes to another
+        // granule then or stays free.
+        let (deadline, mut moved) = (Instant::now() + LIMIT, 0);
+        while moved < all / 4 {
+            let report = rig.migrate(rig.ram, POOL);
+            moved += report.moved.granules;
+            let busy = report.count(Outcome::Busy);
+            assert!(moved + busy >= all / 4, "{report:?}");
+            assert!(report.count(Outcome::NoFrame) + busy >= all - all / 4, "{report:?}");
+            assert!(Instant::now() < deadline, "{report:?}");
+        }
+        assert_eq!(moved, all / 4);
         let again = rig.migrate(rig.ram, POOL);
         assert_eq!(again.count(Outcome::AlreadyThere), all / 4, "{again:?}");
         assert_eq!(again.count(Outcome::NoFrame), all - all / 4, "{again:?}");
