@@ -413,13 +413,11 @@ impl RemapEngine {
     /// The guest would fault on each small page of what it has now; this is
     /// one call for all.
     fn map_in(&self, steps: &[Step], outcomes: &[Outcome]) {
-        let size = self.space.bytes();
-        for (step, outcome) in steps.iter().zip(outcomes) {
-            let spot = self.spot(step.granule, step.to);
-            if *outcome == Outcome::Moved && spot.area.kind == FileKind::Small {
-                let range = HvaRange::new(self.guest(step.granule).start(), size);
-                let _ = memory::populate(range);
-            }
+        let small = |step: &Step| self.spot(step.granule, step.to).area.kind == FileKind::Small;
+        let moved = |index: usize| outcomes[index] == Outcome::Moved && small(&steps[index]);
+        for run in self.runs_of(steps, moved) {
+            let start = self.guest(steps[run.start].granule).start();
+            let _ = memory::populate(HvaRange::new(start, run.len() * self.space.bytes()));
         }
     }
 

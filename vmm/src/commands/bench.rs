@@ -153,7 +153,13 @@ pub fn execute(args: BenchArgs) -> Outcome {
         Subject::Node { runs, output } => {
             let mut say = |what: &str| tell(format_args!("measuring {what}"));
             let rows = node::measure(runs, &mut say).map_err(failure)?;
-            show_rows(&rows, runs, "memory that moves between nodes", &output)
+            show_rows(&rows, &output, |machine| {
+                format!(
+                    "{}{}",
+                    heading(machine, runs),
+                    rows.text("memory that moves between nodes")
+                )
+            })
         }
         Subject::Api(args) => bench_moving(moving::Subject::Api, &args),
     }
@@ -163,10 +169,13 @@ fn bench_moving(subject: moving::Subject, args: &MovingArgs) -> Outcome {
     let MovingArgs { runs, only, output } = args;
     let mut say = |names: &str| tell(format_args!("measuring {names}"));
     let rows = moving::measure(subject, *runs, only.as_deref(), &mut say).map_err(failure)?;
-    show_rows(&rows, *runs, "memory that moves", output)
+    show_rows(&rows, output, |machine| {
+        format!("{}{}", heading(machine, *runs), rows.text("memory that moves"))
+    })
 }
 
-fn show_rows(rows: &Rows, runs: usize, title: &str, output: &OutputArgs) -> Outcome {
+/// Shows what was measured: plot, JSON, or what `text` says of it.
+fn show_rows(rows: &Rows, output: &OutputArgs, text: impl FnOnce(&Machine) -> String) -> Outcome {
     for LeftOut { name, why } in &rows.left_out {
         tell(format_args!("left out: {name}: {why}"));
     }
@@ -178,7 +187,7 @@ fn show_rows(rows: &Rows, runs: usize, title: &str, output: &OutputArgs) -> Outc
         figures: rows.figures(),
         left_out: rows.left_out.clone(),
     };
-    print(output, &results, || format!("{}{}", heading(&results.machine, runs), rows.text(title)))
+    print(output, &results, || text(&results.machine))
 }
 
 fn bench_heat(runs: usize, output: &OutputArgs) -> Outcome {
@@ -187,21 +196,10 @@ fn bench_heat(runs: usize, output: &OutputArgs) -> Outcome {
     }
     let found = heat::measure(runs, &mut |what| tell(format_args!("measuring {what}")));
     let heat::Heat { rows, compared } = found.map_err(failure)?;
-    for LeftOut { name, why } in &rows.left_out {
-        tell(format_args!("left out: {name}: {why}"));
-    }
-    if let Some(path) = &output.plot {
-        write_file(path, rows.plot())?;
-    }
-    let results = Results {
-        machine: Machine::this(),
-        figures: rows.figures(),
-        left_out: rows.left_out.clone(),
-    };
-    print(output, &results, || {
+    show_rows(&rows, output, |machine| {
         let tables: String =
             compared.iter().map(|(name, compared)| heat::table(name, compared)).collect();
-        let line = results.machine.line();
+        let line = machine.line();
         format!("{line}\nmedians of {runs} seeds\n{}\n{tables}", rows.text("heat"))
     })
 }

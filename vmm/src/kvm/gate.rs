@@ -197,24 +197,30 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
+    /// Threads that do what the gate says, as vCPUs do.
+    fn vcpus(gate: &Arc<Gate>, count: usize) -> Vec<thread::JoinHandle<()>> {
+        let vcpu = |gate: Arc<Gate>| {
+            let _pass = Pass::new(&gate);
+            loop {
+                match gate.wanted() {
+                    Wanted::Run => thread::yield_now(),
+                    Wanted::Pause => gate.park(),
+                    Wanted::Stop => break,
+                }
+            }
+        };
+        (0..count)
+            .map(|_| {
+                let gate = Arc::clone(gate);
+                thread::spawn(move || vcpu(gate))
+            })
+            .collect()
+    }
+
     #[test]
     fn threads_park_resume_and_end() {
         let gate = Arc::new(Gate::new(3, Wanted::Run));
-        let threads: Vec<_> = (0..3)
-            .map(|_| {
-                let gate = Arc::clone(&gate);
-                thread::spawn(move || {
-                    let _pass = Pass::new(&gate);
-                    loop {
-                        match gate.wanted() {
-                            Wanted::Run => thread::yield_now(),
-                            Wanted::Pause => gate.park(),
-                            Wanted::Stop => break,
-                        }
-                    }
-                })
-            })
-            .collect();
+        let threads = vcpus(&gate, 3);
         for _ in 0..50 {
             gate.want(Wanted::Pause);
             assert!(gate.wait_parked(LIMIT));
@@ -232,21 +238,7 @@ mod tests {
         crate::kvm::kick::install().unwrap();
         let gate = Arc::new(Gate::new(2, Wanted::Run));
         assert!(gate.hold(Duration::from_millis(1)).is_none(), "threads that have not begun");
-        let threads: Vec<_> = (0..2)
-            .map(|_| {
-                let gate = Arc::clone(&gate);
-                thread::spawn(move || {
-                    let _pass = Pass::new(&gate);
-                    loop {
-                        match gate.wanted() {
-                            Wanted::Run => thread::yield_now(),
-                            Wanted::Pause => gate.park(),
-                            Wanted::Stop => break,
-                        }
-                    }
-                })
-            })
-            .collect();
+        let threads = vcpus(&gate, 2);
         for _ in 0..50 {
             let first = gate.hold(LIMIT).unwrap();
             let second = gate.hold(LIMIT).unwrap();
