@@ -33,8 +33,12 @@ pub struct Stalls {
     pub granules: u64,
     /// All of it, nanoseconds.
     pub nanos: u64,
+    /// Of that, until the last vCPU had parked.
+    pub parking_nanos: u64,
     /// Of that, copying.
     pub copying_nanos: u64,
+    /// Of that, mapping over.
+    pub mapping_nanos: u64,
     /// The longest, nanoseconds.
     pub longest_nanos: u64,
     /// The most that one took beside the copying, for each parked vCPU.

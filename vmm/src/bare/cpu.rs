@@ -12,6 +12,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::thread::{CpuSet, Pid, gettid, sched_setaffinity};
 
 use super::BareError;
+use crate::kvm::gate::{Gate, Pass, Wanted};
 use crate::kvm::kick::{self, Kickable};
 use crate::payload::bare::DONE;
 
@@ -63,7 +64,12 @@ pub(super) struct Cpu {
 }
 
 impl Cpu {
-    pub(super) fn spawn(index: usize, fd: VcpuFd) -> Result<Self, BareError> {
+    /// A vCPU that waits at `gate`, if there is one, while somebody holds it.
+    pub(super) fn spawn(
+        index: usize,
+        fd: VcpuFd,
+        gate: Option<Arc<Gate>>,
+    ) -> Result<Self, BareError> {
         let state =
             State { status: Status::Out, registers: None, loaded: false, end: false, thread: None };
         let shared = Arc::new(Shared {
@@ -74,7 +80,7 @@ impl Cpu {
         let for_thread = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(format!("bare{index}"))
-            .spawn(move || run(fd, &for_thread))
+            .spawn(move || run(fd, &for_thread, gate.as_deref()))
             .map_err(|source| BareError::System { what: "a vCPU thread", source })?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -175,7 +181,7 @@ impl Drop for Leave<'_> {
     }
 }
 
-fn run(mut fd: VcpuFd, shared: &Shared) {
+fn run(mut fd: VcpuFd, shared: &Shared, gate: Option<&Gate>) {
     let _leave = Leave(shared);
     shared.lock().thread = Some(gettid());
     shared.changed.notify_all();
@@ -193,7 +199,7 @@ fn run(mut fd: VcpuFd, shared: &Shared) {
         drop(state);
         let status = match registers.map(|registers| kickable.vcpu().set_regs(&registers)) {
             Some(Err(error)) => Status::Failed(format!("KVM_SET_REGS: {error}")),
-            _ => enter(&mut kickable, &shared.out),
+            _ => enter(&mut kickable, &shared.out, gate),
         };
         shared.lock().status = status;
         shared.changed.notify_all();
@@ -201,11 +207,16 @@ fn run(mut fd: VcpuFd, shared: &Shared) {
 }
 
 /// Runs the guest until its program is done, or `out` is set.
-fn enter(kickable: &mut Kickable<'_>, out: &AtomicBool) -> Status {
+fn enter(kickable: &mut Kickable<'_>, out: &AtomicBool, gate: Option<&Gate>) -> Status {
+    let _pass = gate.map(Pass::joining);
     loop {
         kickable.rearm();
         if out.load(Ordering::Acquire) {
             return Status::Out;
+        }
+        if let Some(gate) = gate.filter(|gate| gate.wanted() == Wanted::Pause) {
+            gate.park();
+            continue;
         }
         let why = match kickable.vcpu().run() {
             Ok(VcpuExit::MmioWrite(_, data)) if data == DONE.to_le_bytes() => return Status::Done,

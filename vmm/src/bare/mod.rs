@@ -46,6 +46,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use neap_memory::guest::Slot;
 use neap_memory::{Gpa, GpaRange, GuestMemory};
 
+use crate::kvm::gate::Gate;
 use crate::kvm::{self, KvmError, OpenError, kick, named};
 use crate::memory_failure;
 use crate::payload::long_mode::{self, Privilege};
@@ -125,7 +126,23 @@ impl Guest {
     pub fn new(memory: Arc<GuestMemory>, cpus: usize) -> Result<Self, BareError> {
         let slots = memory.slots().to_vec();
         // SAFETY: the slots are those of `memory`, which is kept.
-        unsafe { Self::over(&slots, memory, cpus) }
+        unsafe { Self::over(&slots, memory, cpus, None) }
+    }
+
+    /// The same, whose vCPUs stay out of the guest while somebody holds `gate`,
+    /// which was made for no threads.
+    ///
+    /// # Errors
+    /// As [`Guest::new`].
+    #[allow(unsafe_code)]
+    pub fn at_gate(
+        memory: Arc<GuestMemory>,
+        cpus: usize,
+        gate: Arc<Gate>,
+    ) -> Result<Self, BareError> {
+        let slots = memory.slots().to_vec();
+        // SAFETY: the slots are those of `memory`, which is kept.
+        unsafe { Self::over(&slots, memory, cpus, Some(gate)) }
     }
 
     /// A guest that sees `slots`, which `keep` keeps mapped.
@@ -142,6 +159,7 @@ impl Guest {
         slots: &[Slot],
         keep: Arc<dyn Any + Send + Sync>,
         cpus: usize,
+        gate: Option<Arc<Gate>>,
     ) -> Result<Self, BareError> {
         kick::install().map_err(|source| BareError::System { what: "kick handler", source })?;
         memory_failure::install()
@@ -169,7 +187,7 @@ impl Guest {
         for index in 0..cpus {
             let fd = make_vcpu(&kvm, &vm, index, control.page_tables())?;
             tsc_khz = fd.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?.into();
-            threads.push(Cpu::spawn(index, fd)?);
+            threads.push(Cpu::spawn(index, fd, gate.clone())?);
         }
         if cpus == 0 || tsc_khz == 0 {
             return Err(BareError::Refused(

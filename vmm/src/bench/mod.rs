@@ -6,6 +6,7 @@
 
 pub mod boot;
 pub mod child;
+pub mod dax;
 pub mod figure;
 pub mod heat;
 pub mod machine;

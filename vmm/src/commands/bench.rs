@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::place;
 use crate::bench::boot::{self, BootImages};
+use crate::bench::dax;
 use crate::bench::heat;
 use crate::bench::moving::subject as moving;
 use crate::bench::node;
@@ -31,7 +32,8 @@ use crate::images;
   neap bench fault --json
   neap bench heat
   neap bench heat --trace touches.bin
-  neap lab --host-tiers -- bench node")]
+  neap lab --host-tiers -- bench node
+  neap lab --host-tiers -- bench dax")]
 pub struct BenchArgs {
     #[command(subcommand)]
     subject: Subject,
@@ -97,6 +99,19 @@ enum Subject {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// How long vCPUs are parked while memory leaves a /dev/dax, beside the copy of it
+    ///
+    /// Overwrites what is in the device.
+    Dax {
+        /// Turns, each with one vCPU and with two
+        #[arg(long, value_name = "N", default_value_t = 21)]
+        runs: usize,
+        /// Which device
+        #[arg(long, value_name = "PATH", default_value = "/dev/dax0.0")]
+        device: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// The API socket of a machine with a region of 1T, while its memory moves all the time: how soon
     /// it answers, and what a scrape of the metrics costs the moves
     Api(MovingArgs),
@@ -159,6 +174,13 @@ pub fn execute(args: BenchArgs) -> Outcome {
                     heading(machine, runs),
                     rows.text("memory that moves between nodes")
                 )
+            })
+        }
+        Subject::Dax { runs, device, output } => {
+            let mut say = |what: &str| tell(format_args!("measuring {what}"));
+            let rows = dax::measure(&device, runs, &mut say).map_err(failure)?;
+            show_rows(&rows, &output, |machine| {
+                format!("{}{}", heading(machine, runs), rows.text("memory that leaves a device"))
             })
         }
         Subject::Api(args) => bench_moving(moving::Subject::Api, &args),

@@ -171,6 +171,13 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
+    /// A place for a thread that the gate was not made for, from now until it
+    /// is dropped. Look at what is wanted before the guest is entered.
+    pub fn joining(gate: &'a Gate) -> Self {
+        gate.lock().alive += 1;
+        Self::new(gate)
+    }
+
     /// The place of this thread.
     pub fn new(gate: &'a Gate) -> Self {
         let thread = VcpuThread::this();

@@ -58,11 +58,13 @@ impl RemapEngine {
             let _ = memory::map_in(from.area.alias.slot(from.index));
             let _ = memory::map_in(to.area.alias.slot(to.index));
         }
+        let turn = self.pace.turn();
         let Some((since, parked)) = self.hold_off() else {
             let open = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Moved);
             open.for_each(|outcome| *outcome = Outcome::Busy);
             return false;
         };
+        let parking = since.elapsed();
         let mut copying = Duration::ZERO;
         let mut granules = 0;
         for (step, outcome) in steps.iter().zip(outcomes.iter_mut()) {
@@ -75,13 +77,18 @@ impl RemapEngine {
                 granules += 1;
             }
         }
+        let copied = Instant::now();
         let runs = self.runs_of(steps, |index| outcomes[index] == Outcome::Moved);
         for run in &runs {
             self.map_over(&steps[run.clone()], &mut outcomes[run.clone()]);
         }
+        let mapping = copied.elapsed();
         let vcpus = parked.vcpus();
+        // They may go on in this thread's place.
+        let stall = since.elapsed();
         drop(parked);
-        self.pace.note(Batch { granules, stall: since.elapsed(), copying, vcpus });
+        turn.over(stall);
+        self.pace.note(Batch { granules, stall, parking, copying, mapping, vcpus });
         // They are still this mover's: nobody else would want to freeze them.
         for run in runs {
             self.watch(&steps[run.clone()], &outcomes[run]);
