@@ -149,6 +149,12 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         Ok(0)
     }
 
+    /// Bytes of host memory that a step takes which nobody had before, at the
+    /// most, as far as a memory cgroup is charged for them.
+    fn takes(&self, _: &Step) -> u64 {
+        0
+    }
+
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
 

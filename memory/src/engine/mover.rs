@@ -578,6 +578,11 @@ impl Engine for MoveEngine {
         self.losses.take_places(granules)
     }
 
+    fn takes(&self, step: &Step) -> u64 {
+        let (row, index) = self.slot(step.granule, step.to);
+        if row.is_backed(index) { 0 } else { self.space.size().bytes() }
+    }
+
     fn vmas_per_run(&self) -> u64 {
         0
     }

@@ -806,6 +806,28 @@ impl Engine for RemapEngine {
         self.losses.take_places(granules)
     }
 
+    fn takes(&self, step: &Step) -> u64 {
+        let bytes = self.space.bytes();
+        let new = |place: Place, has: &dyn Fn(Spot<'_>) -> bool| {
+            let spot = self.spot(step.granule, place);
+            // A device is all there, and huge pages are charged elsewhere.
+            let charged = spot.area.kind == FileKind::Small && !has(spot);
+            if charged { bytes as u64 } else { 0 }
+        };
+        if !step.from_mapped {
+            // Its home page was punched out.
+            return new(step.to, &|_| false);
+        }
+        let backed = |spot: Spot<'_>| spot.area.alias.is_backed(spot.index);
+        // Holes that nobody touched yet are filled when they are copied.
+        let whole = |spot: Spot<'_>| {
+            let start = spot.offset(bytes);
+            let hole = seek(spot.file(), SeekFrom::Hole(start));
+            backed(spot) || hole.is_ok_and(|hole| hole >= start + bytes as u64)
+        };
+        new(step.from, &whole) + new(step.to, &backed)
+    }
+
     fn vmas_per_run(&self) -> u64 {
         2
     }

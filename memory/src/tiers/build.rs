@@ -15,6 +15,7 @@ use super::failure::Damaged;
 use super::fault::FaultThread;
 use super::heat::HeatThread;
 use super::movers::Movers;
+use super::room::Room;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing, BackingError};
 use crate::dax;
@@ -91,6 +92,7 @@ impl Tiers {
             engine,
             policy: Mutex::new(policy::make(config.policy)),
             budget: Mutex::new(VmaBudget::new()),
+            room: Mutex::new(Room::new(config.cgroups.clone())),
             adopting: Mutex::new(()),
             hurry: Hurry::default(),
             inbox: Mutex::default(),

@@ -23,6 +23,7 @@ mod look;
 mod movers;
 mod plug;
 mod policy;
+mod room;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
