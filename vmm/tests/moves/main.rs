@@ -19,6 +19,7 @@ mod hooks;
 mod hugetlb;
 mod injection;
 mod kinds;
+mod limits;
 mod ping_pong;
 mod plug;
 mod poison;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         first_touch::trials(),
         heat::trials(),
         budget::trials(),
+        limits::trials(),
         devices::trials(),
         refusals::trials(),
         requests::trials(),
