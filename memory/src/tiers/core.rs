@@ -488,7 +488,9 @@ impl Core {
         }
         let charge = self.charge_of(|| match self.space.hva_range(Granule(first), end - first) {
             // A kernel that does not tell may have none of it.
-            Some(range) => range.len() as u64 - memory::present(range).map_or(0, |p| p.bytes),
+            Some(range) => {
+                range.len() as u64 - memory::resident(range).map_or(0, |found| found.bytes)
+            }
             None => 0,
         });
         if !lock(&self.room).take(charge) {

@@ -8,6 +8,7 @@
 //! whoever owns them does that after the last vCPU has ended; the death of a
 //! thread that moves granules ends the process ([`death`]).
 
+mod account;
 mod borders;
 mod budget;
 mod build;
@@ -31,6 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use account::{Accounts, TierAccount};
 pub use config::{HeatConfig, RegionConfig, TiersConfig, TiersError};
 pub use counters::{Counts, HeatCounts};
 pub use failure::FailPageError;

@@ -77,8 +77,11 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("own"), "0::/\n").unwrap();
-        fs::write(at("mounts"), format!("1 0 0:1 / {} rw - cgroup2 n rw\n", folder.path().display()))
-            .unwrap();
+        fs::write(
+            at("mounts"),
+            format!("1 0 0:1 / {} rw - cgroup2 n rw\n", folder.path().display()),
+        )
+        .unwrap();
         let mut room = Room::new(Cgroups::told_by(at("own"), at("mounts")));
         assert!(room.take(1 << 50) && !room.is_limited());
         room.landed(1 << 50);

@@ -8,6 +8,7 @@
 //! this machine does not have counts as ignored, with the reason.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod accounts;
 mod budget;
 mod census;
 mod child;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         windows::trials(),
         first_touch::trials(),
         heat::trials(),
+        accounts::trials(),
         budget::trials(),
         limits::trials(),
         devices::trials(),
