@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::budget::VmaBudget;
 use super::core::Core;
 use super::counters::Counters;
-use super::failure::Damaged;
+use super::failure::{Damaged, Listener};
 use super::fault::FaultThread;
 use super::heat::HeatThread;
 use super::movers::Movers;
@@ -101,6 +101,7 @@ impl Tiers {
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             damaged: Damaged::default(),
+            on_failure: Listener::default(),
             touched: Mutex::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
-use super::failure::Damaged;
+use super::failure::{Damaged, Listener, Met};
 use super::room::Room;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step, memory};
@@ -98,6 +98,8 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     /// Granules of which host memory has lost a part; empty, nearly always.
     pub(crate) damaged: Damaged,
+    /// Who is told of memory that fails.
+    pub(crate) on_failure: Listener,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
     pub(crate) over: AtomicBool,
@@ -373,27 +375,16 @@ impl Core {
         self.engine.transfer(&steps, &waiters, &mut outcomes);
         // Before the frames are put, so that nobody gets one of these again.
         for (granule, place) in self.engine.losses(&mut steps.iter().map(|step| step.granule)) {
-            if !steps.iter().any(|step| (step.granule, step.to) == (granule, place)) {
+            let ahead = steps.iter().any(|step| (step.granule, step.to) == (granule, place));
+            if !ahead {
                 self.damaged.insert(granule);
             }
-            self.lose(place);
+            self.lose(granule, None, place, if ahead { Met::Frame } else { Met::Move });
         }
         jobs.into_iter()
             .zip(outcomes)
             .map(|(job, outcome)| (job.claimed.granule, self.settle(job, outcome)))
             .collect()
-    }
-
-    /// Host memory of `place` has failed: a frame is never handed out again.
-    pub(crate) fn lose(&self, place: Place) {
-        self.counters.lost.fetch_add(1, Ordering::Relaxed);
-        if let Place::Device { pool, frame } = place
-            && let Some(mut pool) = self.pool(pool)
-            && let Err(error) = pool.retire(frame)
-        {
-            drop(pool);
-            (self.fatal)(&format!("the pool has lost count: {error}"));
-        }
     }
 
     fn settle(&self, job: Job, outcome: Outcome) -> Outcome {

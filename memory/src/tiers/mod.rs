@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 pub use account::{Accounts, TierAccount};
 pub use config::{HeatConfig, RegionConfig, TiersConfig, TiersError};
 pub use counters::{Counts, HeatCounts};
-pub use failure::FailPageError;
+pub use failure::{FailPageError, Failure, Met, OnFailure};
 pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
 pub use plug::{PlugError, Unplugged};
