@@ -96,7 +96,9 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
             let verified = answer.verified.unwrap_or_default();
             moves[0].verified += verified.checked;
             moves[0].misplaced += verified.mismatches.len();
-            let Ok(status) = client.ask::<Status>(&Request::Status {}) else { break };
+            let Ok(status) = client.ask::<Status>(&Request::Status { verify: false }) else {
+                break;
+            };
             moves[0].stalls = status.tiers.and_then(|tiers| tiers.stalls);
         }
     }

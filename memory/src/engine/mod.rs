@@ -23,6 +23,7 @@ pub(crate) mod mover;
 pub(crate) mod node;
 mod pace;
 pub(crate) mod remap;
+pub(crate) mod rows;
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,6 +31,7 @@ use std::str::FromStr;
 use rustix::io::Errno;
 
 use self::hurry::Waiters;
+use self::rows::Row;
 use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
@@ -147,6 +149,17 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// What the kernel said.
     fn release_pool(&self, _: PoolId) -> Result<u64, Errno> {
         Ok(0)
+    }
+
+    /// Bytes of host memory that a step takes which nobody had before, at the
+    /// most, as far as a memory cgroup is charged for them.
+    fn takes(&self, _: &Step) -> u64 {
+        0
+    }
+
+    /// Where memory is that the guest does not have mapped.
+    fn rows(&self) -> Vec<Row<'_>> {
+        Vec::new()
     }
 
     /// VMAs that a run of granules of its own may add to the process.

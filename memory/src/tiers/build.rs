@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use super::budget::VmaBudget;
 use super::core::Core;
 use super::counters::Counters;
-use super::failure::Damaged;
+use super::failure::{Damaged, Listener};
 use super::fault::FaultThread;
 use super::heat::HeatThread;
 use super::movers::Movers;
+use super::room::Room;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing, BackingError};
 use crate::dax;
@@ -91,6 +92,7 @@ impl Tiers {
             engine,
             policy: Mutex::new(policy::make(config.policy)),
             budget: Mutex::new(VmaBudget::new()),
+            room: Mutex::new(Room::new(config.cgroups.clone())),
             adopting: Mutex::new(()),
             hurry: Hurry::default(),
             inbox: Mutex::default(),
@@ -99,6 +101,7 @@ impl Tiers {
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             damaged: Damaged::default(),
+            on_failure: Listener::default(),
             touched: Mutex::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,

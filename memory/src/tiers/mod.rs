@@ -8,6 +8,7 @@
 //! whoever owns them does that after the last vCPU has ended; the death of a
 //! thread that moves granules ends the process ([`death`]).
 
+mod account;
 mod borders;
 mod budget;
 mod build;
@@ -23,6 +24,7 @@ mod look;
 mod movers;
 mod plug;
 mod policy;
+mod room;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -30,9 +32,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use account::{Accounts, TierAccount};
 pub use config::{HeatConfig, RegionConfig, TiersConfig, TiersError};
 pub use counters::{Counts, HeatCounts};
-pub use failure::FailPageError;
+pub use failure::{FailPageError, Failure, Met, OnFailure};
 pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
 pub use plug::{PlugError, Unplugged};

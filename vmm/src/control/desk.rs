@@ -97,10 +97,10 @@ impl Desk {
 
     fn answer(&mut self, Call { request, reply }: Call, machine: &mut impl Owner) {
         match request {
-            Request::Status {} => {
+            Request::Status { verify } => {
                 let status = Box::new(self.status(machine));
                 match &self.movers {
-                    Some(movers) => movers.submit(Job::Status(status), reply),
+                    Some(movers) => movers.submit(Job::Status(status, verify), reply),
                     None => reply.finish(Ok(Answer::Status(status))),
                 }
             }

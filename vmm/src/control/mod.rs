@@ -23,6 +23,7 @@
 //! - the control thread alone has a runtime; whatever it and others say to one
 //!   another goes through channels that do not wait.
 
+mod accounts;
 pub mod api;
 pub mod client;
 mod connection;
@@ -88,6 +89,16 @@ pub trait Memory: Send + Sync {
 
     /// Numbers.
     fn status(&self) -> api::Tiers;
+
+    /// How much memory each tier has, by the kernel too; ends early once
+    /// `wanted` is false.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn account(&self, wanted: &dyn Fn() -> bool) -> io::Result<api::Accounts>;
+
+    /// Has `tell` called when host memory fails, from whichever thread meets it.
+    fn on_failure(&self, tell: Box<dyn Fn(api::MemoryFailed) + Send + Sync>);
 
     /// Holds `range` where it is until the result is dropped; waits up to
     /// `patience` for what is in motion.

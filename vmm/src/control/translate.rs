@@ -14,6 +14,7 @@ use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};
 
 use super::Memory;
+use super::accounts;
 use super::api::{self, Error, ErrorKind, Hex};
 
 impl Memory for Tiers {
@@ -107,7 +108,16 @@ impl Memory for Tiers {
                 longest_beside_copy_us: stalls.longest_beside_copy_nanos / 1000,
                 given_up: stalls.given_up,
             }),
+            accounts: None,
         }
+    }
+
+    fn account(&self, wanted: &dyn Fn() -> bool) -> io::Result<api::Accounts> {
+        Ok(accounts::accounts(Self::account(self, wanted)?))
+    }
+
+    fn on_failure(&self, tell: Box<dyn Fn(api::MemoryFailed) + Send + Sync>) {
+        Self::on_failure(self, Box::new(move |failure| tell(accounts::failed(failure))));
     }
 
     fn pin(&self, range: GpaRange, patience: Duration) -> Result<Box<dyn Send>, String> {

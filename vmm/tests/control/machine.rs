@@ -36,7 +36,10 @@ pub(crate) struct Slow {
     pub(crate) cancelled: AtomicUsize,
     pub(crate) pins: Arc<AtomicUsize>,
     policy: Mutex<PolicyName>,
+    on_failure: Mutex<Option<OnFailure>>,
 }
+
+type OnFailure = Box<dyn Fn(api::MemoryFailed) + Send + Sync>;
 
 struct Held(Arc<AtomicUsize>);
 
@@ -115,6 +118,15 @@ impl Memory for Slow {
         api::Tiers { granule_bytes: GRANULE, ..api::Tiers::default() }
     }
 
+    fn account(&self, _: &dyn Fn() -> bool) -> io::Result<api::Accounts> {
+        let differences = vec!["home should have 2 bytes and has 1".to_owned()];
+        Ok(api::Accounts { settled: true, differences, ..api::Accounts::default() })
+    }
+
+    fn on_failure(&self, tell: OnFailure) {
+        *self.on_failure.lock().unwrap() = Some(tell);
+    }
+
     fn pin(&self, range: GpaRange, _: Duration) -> Result<Box<dyn Send>, String> {
         if range.base().0 >= GRANULES * GRANULE {
             return Err(format!("{range} is not whole granules of guest memory"));
@@ -147,7 +159,25 @@ impl Memory for Slow {
     }
 
     fn fail_page(&self, gpa: Gpa) -> Result<(), String> {
-        Err(format!("{gpa} is no guest memory"))
+        if gpa.0 >= GRANULES * GRANULE {
+            return Err(format!("{gpa} is no guest memory"));
+        }
+        let (region, frame) = (Some(0), Some(3));
+        let met = api::MetBy::Ahead;
+        let (retired, machine_check) = (true, false);
+        let base = api::Hex(gpa.0);
+        let size = 4096;
+        let tell = self.on_failure.lock().unwrap();
+        tell.as_ref().unwrap()(api::MemoryFailed {
+            base,
+            size,
+            region,
+            frame,
+            retired,
+            met,
+            machine_check,
+        });
+        Ok(())
     }
 
     fn stop(&self) {

@@ -21,6 +21,7 @@
 //! of its place.
 #![allow(unsafe_code)]
 
+mod books;
 mod copy;
 mod hands;
 mod pages;
@@ -33,6 +34,7 @@ use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::losses::Losses;
 use super::memory::{self, Slots};
+use super::rows::Row;
 use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
@@ -298,6 +300,14 @@ impl Engine for MoveEngine {
 
     fn losses(&self, granules: &mut dyn Iterator<Item = Granule>) -> Vec<(Granule, Place)> {
         self.losses.take_places(granules)
+    }
+
+    fn takes(&self, step: &Step) -> u64 {
+        self.bytes_taken_by(step)
+    }
+
+    fn rows(&self) -> Vec<Row<'_>> {
+        self.all_rows()
     }
 
     fn vmas_per_run(&self) -> u64 {

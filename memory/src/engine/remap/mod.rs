@@ -27,6 +27,7 @@
 //! in either; it has to come home in between.
 #![allow(unsafe_code)]
 
+mod books;
 mod copy;
 mod files;
 mod maps;
@@ -48,6 +49,7 @@ use super::hurry::Waiters;
 use super::losses::Losses;
 use super::memory;
 use super::pace::Pace;
+use super::rows::Row;
 use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
 use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
@@ -257,6 +259,14 @@ impl Engine for RemapEngine {
 
     fn losses(&self, granules: &mut dyn Iterator<Item = Granule>) -> Vec<(Granule, Place)> {
         self.losses.take_places(granules)
+    }
+
+    fn takes(&self, step: &Step) -> u64 {
+        self.bytes_taken_by(step)
+    }
+
+    fn rows(&self) -> Vec<Row<'_>> {
+        self.all_rows()
     }
 
     fn vmas_per_run(&self) -> u64 {

@@ -17,7 +17,11 @@ use crate::config::units::{Address, Size};
 #[serde(deny_unknown_fields)]
 pub enum Request {
     /// How the machine and its memory are: [`Status`](super::Status).
-    Status {},
+    Status {
+        /// Ask the kernel how much memory each tier has, too.
+        #[serde(default, skip_serializing_if = "is_false")]
+        verify: bool,
+    },
     /// Where guest memory is: [`Residency`](super::Residency).
     Residency {
         /// Ask the kernel too.

@@ -26,7 +26,7 @@ fn requests() -> impl Strategy<Value = Request> {
         });
     let policy = prop::sample::select(neap_memory::policy::PolicyName::ALL.to_vec());
     prop_oneof![
-        Just(Request::Status {}),
+        any::<bool>().prop_map(|verify| Request::Status { verify }),
         (any::<bool>(), any::<u64>())
             .prop_map(|(verify, from)| Request::Residency { verify, from: Hex(from) }),
         migrate,

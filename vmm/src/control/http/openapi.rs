@@ -160,6 +160,9 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
     let in_query = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "query", "description": description, "schema": schema });
     let flag = || json!({ "type": "boolean", "default": false });
     match route.action {
+        Action::Status => {
+            vec![in_query("verify", "Ask the kernel how much memory each tier has, too.", flag())]
+        }
         Action::Residency => vec![
             in_query("from", "First address to tell of.", schemas.of::<api::Hex>()),
             in_query("verify", "Ask the kernel too.", flag()),

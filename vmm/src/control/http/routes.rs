@@ -170,6 +170,7 @@ async fn carry_out(
     exchange: &Rc<Exchange>,
 ) -> Result<Response<Answer>, Error> {
     let known: &[&str] = match action {
+        Action::Status => &["verify"],
         Action::Residency => &["from", "verify"],
         Action::Migrate | Action::Evacuate => &["wait"],
         _ => &[],
@@ -177,7 +178,10 @@ async fn carry_out(
     let query = Query::parse(query, known)?;
     let number = || id.unwrap_or_default().parse::<u64>();
     let (asked, status, made) = match action {
-        Action::Status => (api::Request::Status {}, StatusCode::OK, None),
+        Action::Status => {
+            let verify = query.flag("verify")?;
+            (api::Request::Status { verify }, StatusCode::OK, None)
+        }
         Action::Residency => {
             let from = query.get::<Address>("from")?.map_or(Hex(0), |from| Hex(from.0));
             let verify = query.flag("verify")?;
