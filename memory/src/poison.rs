@@ -59,6 +59,7 @@ static AHEAD: [AtomicUsize; 16] = [const { AtomicUsize::new(0) }; 16];
 static AHEAD_WAKE: AtomicI32 = AtomicI32::new(-1);
 
 /// From include/uapi/asm-generic/siginfo.h.
+const BUS_ADRERR: i32 = 2;
 const BUS_MCEERR_AR: i32 = 4;
 const BUS_MCEERR_AO: i32 = 5;
 /// Largest page that one signal can speak of, as a shift: 1 GiB.
@@ -198,7 +199,16 @@ fn handle(info: *mut libc::siginfo_t) {
         // BUS_ADRERR of a page that was poisoned by UFFDIO_POISON.
         Doing::Copy { from, to, private } => {
             let inside = [from, to].into_iter().find(|range| contains(range, address));
-            match inside.and_then(|range| replace(lost, address, range, private)) {
+            let rest = |range: HvaRange| {
+                let page = pages(address, 0).0.start();
+                Lost(HvaRange::new(page, range.end().0 - page.0))
+            };
+            match inside.and_then(|range| match (code, private) {
+                // The file has no memory any more (a device that was unbound):
+                // not page by page.
+                (BUS_ADRERR, false) => replace(rest(range), address, range, private),
+                _ => replace(lost, address, range, private),
+            }) {
                 Some(lost) => meet(lost),
                 None => end_at("while memory was copied", code, address),
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod host_tiers {
+    pub(crate) mod gone;
     pub(crate) mod hmm;
     pub(crate) mod refusals;
 }
@@ -10,7 +11,7 @@ mod host_tiers {
 use std::process::ExitCode;
 use std::time::Duration;
 
-use host_tiers::{hmm, refusals};
+use host_tiers::{gone, hmm, refusals};
 use libtest_mimic::{Arguments, Trial};
 use neap_vmm::lab;
 
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     }
     // Guests share two processors and a lab's memory.
     arguments.test_threads = Some(1);
-    let trials = [refusals::trials(), hmm::trials()];
+    let trials = [refusals::trials(), gone::trials(), hmm::trials()];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }
 

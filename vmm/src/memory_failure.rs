@@ -10,9 +10,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use neap_memory::addr::display_size;
 use neap_memory::guest::Slot;
 use neap_memory::poison::Lost;
-use neap_memory::tiers::{Met, Tiers};
+use neap_memory::tiers::{Met, RegionGone, Tiers};
 use neap_memory::{Gpa, GuestMemory};
 
 use crate::failure::{VM_FAILED, tell};
@@ -49,6 +50,24 @@ impl MemoryFailures {
         }
         Some(gpa)
     }
+}
+
+impl MemoryFailures {
+    /// KVM could not reach guest memory: true if that is because memory of a
+    /// region is gone, and what was in it is marked as lost now, or is being.
+    pub fn unreachable(&self) -> bool {
+        self.tiers.as_ref().is_some_and(|tiers| tiers.look_for_gone())
+    }
+}
+
+/// Says of a region that its device is gone.
+pub fn region_gone(gone: RegionGone) {
+    let RegionGone { region, lost } = gone;
+    let lost = display_size(lost);
+    tell(format_args!(
+        "device region {region} is gone, and {lost} of guest memory with it: its device was \
+         taken from its driver"
+    ));
 }
 
 fn gpa(slots: &[Slot], lost: Lost) -> Option<Gpa> {

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::VmConfig;
 use crate::failure::{VM_FAILED, tell};
-use crate::{console, fd};
+use crate::{console, fd, memory_failure};
 
 /// Names what this process is to do without, separated by commas, so that
 /// tests reach the ways for older hosts: `move` (UFFDIO_MOVE),
@@ -102,6 +102,7 @@ pub fn build(
         park: Some(park),
         features: features(),
         doors: doors(),
+        on_gone: memory_failure::region_gone,
         ..TiersConfig::new(wanted.granule, die)
     };
     Tiers::new(memory, tiers).map(Some)

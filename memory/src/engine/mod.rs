@@ -162,6 +162,22 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Whether the host memory of a pool is still to be had. Of a device that was
+    /// taken from its driver it is not, and never is again.
+    fn has_memory(&self, _: PoolId) -> bool {
+        true
+    }
+
+    /// Puts memory that has failed where the guest has `granule`, which is in a
+    /// pool whose memory is gone, and which nobody moves: a touch is a machine
+    /// check then. One at a time; again is no error.
+    ///
+    /// # Errors
+    /// It cannot be marked (before Linux 6.6): KVM_RUN fails at a touch.
+    fn give_up(&self, _: Granule) -> Result<(), Errno> {
+        Err(Errno::NOSYS)
+    }
+
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
 

@@ -13,6 +13,7 @@ use super::core::Core;
 use super::counters::Counters;
 use super::failure::{Damaged, Listener};
 use super::fault::FaultThread;
+use super::gone::Gone;
 use super::heat::HeatThread;
 use super::movers::Movers;
 use super::room::Room;
@@ -102,6 +103,8 @@ impl Tiers {
             counters: Counters::default(),
             damaged: Damaged::default(),
             on_failure: Listener::default(),
+            on_gone: config.on_gone,
+            gone: Gone::new(config.regions.len()),
             touched: Mutex::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::RegionGone;
 use crate::Backing;
 use crate::account::cgroup::Cgroups;
 use crate::engine::EngineName;
@@ -101,6 +102,9 @@ pub struct TiersConfig {
     pub hooks: Arc<dyn Hooks>,
     /// Numbers of policy `heat`.
     pub heat: HeatConfig,
+    /// Told of a region whose device was taken from its driver; what was in it is
+    /// lost. From whichever thread finds it.
+    pub on_gone: fn(RegionGone),
     /// Ends the process when guest memory cannot be kept whole: restores the
     /// terminal and exits, without dropping anything.
     pub fatal: fn(&str) -> !,
@@ -124,6 +128,7 @@ impl TiersConfig {
             cgroups: Cgroups::of_this_process(),
             hooks: Arc::new(NoHooks),
             heat: HeatConfig::default(),
+            on_gone: |_| {},
             fatal,
         }
     }

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use super::budget::VmaBudget;
 use super::counters::Counters;
 use super::failure::{Damaged, Listener, Met};
+use super::gone::{Gone, RegionGone};
 use super::room::Room;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step, memory};
@@ -100,6 +101,10 @@ pub(crate) struct Core {
     pub(crate) damaged: Damaged,
     /// Who is told of memory that fails.
     pub(crate) on_failure: Listener,
+    /// Called once for each region whose memory is gone.
+    pub(crate) on_gone: fn(RegionGone),
+    /// Regions whose memory is gone.
+    pub(crate) gone: Gone,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
     pub(crate) over: AtomicBool,
@@ -223,7 +228,7 @@ impl Core {
             return Err(Outcome::WrongKind);
         }
         match view {
-            _ if self.damaged.contains(granule) => Err(Outcome::Poisoned),
+            _ if self.damaged.contains(granule) || self.gone.has(actual) => Err(Outcome::Poisoned),
             View { moving: true, .. } => Err(Outcome::Busy),
             View { pins: 1.., .. } => Err(Outcome::Pinned),
             _ => Ok(()),
@@ -246,6 +251,12 @@ impl Core {
             return Err(Outcome::Busy);
         }
         let from = self.space.actual(granule, claimed.from);
+        // Looked at after it was claimed: whoever finds a region gone gives up
+        // what is not claimed by then.
+        if self.gone.has(from) {
+            self.abort(claimed);
+            return Err(Outcome::Poisoned);
+        }
         let from_mapped = claimed.was_mapped || claimed.from == Place::Untouched;
         let to_mapped = match to {
             Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
@@ -286,6 +297,10 @@ impl Core {
     /// Brings a granule home that was touched in a frame where nobody reaches
     /// it. False if it has to be tried again.
     pub(crate) fn come_home(&self, granule: Granule, view: View) -> bool {
+        if self.gone.has(view.place) {
+            self.give_up_if_gone(granule);
+            return true;
+        }
         // An error: a pin holds it, it changed since it was looked at, or its
         // home page would take more memory than there may be.
         let job = self.claim_for(granule, view, Place::Home).and_then(|job| self.with_room(job));
@@ -374,17 +389,23 @@ impl Core {
         let waiters = Waiters { hurry: &self.hurry, listen: &|| self.listen() };
         self.engine.transfer(&steps, &waiters, &mut outcomes);
         // Before the frames are put, so that nobody gets one of these again.
-        for (granule, place) in self.engine.losses(&mut steps.iter().map(|step| step.granule)) {
+        let losses = self.engine.losses(&mut steps.iter().map(|step| step.granule));
+        let found = if losses.is_empty() { Vec::new() } else { self.find_gone() };
+        for (granule, place) in losses.into_iter().filter(|(_, place)| !self.gone.has(*place)) {
             let ahead = steps.iter().any(|step| (step.granule, step.to) == (granule, place));
             if !ahead {
                 self.damaged.insert(granule);
             }
             self.lose(granule, None, place, if ahead { Met::Frame } else { Met::Move });
         }
-        jobs.into_iter()
+        let settled = jobs
+            .into_iter()
             .zip(outcomes)
             .map(|(job, outcome)| (job.claimed.granule, self.settle(job, outcome)))
-            .collect()
+            .collect();
+        found.into_iter().for_each(|pool| self.give_up_region(pool));
+        steps.iter().for_each(|step| self.give_up_if_gone(step.granule));
+        settled
     }
 
     fn settle(&self, job: Job, outcome: Outcome) -> Outcome {

@@ -42,6 +42,9 @@ pub enum Met {
     Ahead,
     /// A move, in the granule's own memory: what is lost is marked there.
     Move,
+    /// Nobody: the device was taken from its driver, and all that was in it is
+    /// lost. The guest hears of it when it touches it.
+    Unbound,
     /// A move, or a first touch, in the frame that was to be had: nothing is
     /// lost, and the granule is whole where it was.
     Frame,
@@ -155,10 +158,15 @@ impl Core {
             }
             retired = true;
         }
-        if let Some(tell) = self.on_failure.0.get()
-            && let Some(range) = page.or_else(|| self.space.gpa(granule, 1))
-        {
-            tell(&Failure { range, place, retired, met });
+        if let Some(range) = page.or_else(|| self.space.gpa(granule, 1)) {
+            self.tell(&Failure { range, place, retired, met });
+        }
+    }
+
+    /// Tells whoever asked to be.
+    pub(super) fn tell(&self, failure: &Failure) {
+        if let Some(tell) = self.on_failure.0.get() {
+            tell(failure);
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct PoolStatus {
     pub window: Option<GpaRange>,
     /// Its frames.
     pub stats: PoolStats,
+    /// Whether its memory is gone, and what was in it lost.
+    pub gone: bool,
 }
 
 /// Neighbouring granules in the same state.
@@ -107,7 +109,8 @@ impl Tiers {
             };
             let window = region.window.and_then(|slot| core.space.parts().get(slot));
             let window = window.map(|part| part.range);
-            PoolStatus { id, kind, backing: region.backing, window, stats }
+            let gone = core.gone.is(id);
+            PoolStatus { id, kind, backing: region.backing, window, stats, gone }
         });
         TiersStatus {
             granule: core.space.size(),

@@ -33,6 +33,9 @@ pub enum PlugError {
     /// It is gone already, or there already.
     #[error("device region {0} is {1} already")]
     Already(u8, &'static str),
+    /// Its device was taken from its driver.
+    #[error("the device of region {0} is gone, and what was in it is lost: start anew")]
+    Gone(u8),
     /// A region is on its way already.
     #[error("a region is being unplugged: wait for the end of that")]
     AtWork,
@@ -67,6 +70,9 @@ impl Tiers {
     ) -> Result<Unplugged, PlugError> {
         let id = PoolId(region);
         let _one_at_a_time = self.plugging.try_lock().map_err(|_| PlugError::AtWork)?;
+        if self.core.gone.is(PoolId(region)) {
+            return Err(PlugError::Gone(region));
+        }
         {
             let mut pool = self.core.pool(id).ok_or(PlugError::NoRegion(region))?;
             if pool.is_closed() {
@@ -76,7 +82,11 @@ impl Tiers {
         }
         let result = self.empty_and_release(id, progress);
         let gone = result.as_ref().is_ok_and(|unplugged| unplugged.left.is_empty());
-        if !gone && let Some(mut pool) = self.core.pool(id) {
+        // One whose memory went meanwhile stays closed.
+        if !gone
+            && let Some(mut pool) = self.core.pool(id)
+            && !self.core.gone.is(id)
+        {
             pool.close(false);
         }
         result
@@ -88,6 +98,9 @@ impl Tiers {
     /// There is none, or it is not gone.
     pub fn plug(&self, region: u8) -> Result<u32, PlugError> {
         let _one_at_a_time = self.plugging.try_lock().map_err(|_| PlugError::AtWork)?;
+        if self.core.gone.is(PoolId(region)) {
+            return Err(PlugError::Gone(region));
+        }
         let mut pool = self.core.pool(PoolId(region)).ok_or(PlugError::NoRegion(region))?;
         if !pool.is_closed() {
             return Err(PlugError::Already(region, "there"));

@@ -67,6 +67,13 @@ fn dax() {
     let driver = Path::new("/sys/bus/dax/drivers/device_dax");
     fs::write(driver.join("unbind"), "dax0.0").unwrap();
     refused(&region("/dev/dax0.0"), &["--device-memory", "not bound to device_dax"]);
+    // Pages of 1G are more than a granule.
+    let align = |bytes: &str| fs::write("/sys/bus/dax/devices/dax0.0/align", bytes).unwrap();
+    align("1073741824");
+    fs::write(driver.join("bind"), "dax0.0").unwrap();
+    refused(&region("/dev/dax0.0"), &["--device-memory", "an alignment of 1G", "2097152"]);
+    fs::write(driver.join("unbind"), "dax0.0").unwrap();
+    align("2097152");
     fs::write(driver.join("bind"), "dax0.0").unwrap();
 }
 

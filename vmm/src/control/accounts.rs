@@ -74,6 +74,7 @@ pub(super) fn failed(failure: &Failure) -> api::MemoryFailed {
             Met::Vcpu => api::MetBy::Vcpu,
             Met::Ahead => api::MetBy::Ahead,
             Met::Move => api::MetBy::Move,
+            Met::Unbound => api::MetBy::Unbound,
             Met::Frame => api::MetBy::Frame,
         },
         machine_check: failure.met == Met::Vcpu,

@@ -61,6 +61,7 @@ impl Memory for Tiers {
             free: pool.stats.free.into(),
             used: pool.stats.used.into(),
             retired: pool.stats.retired.into(),
+            gone: pool.gone,
         });
         let faults = [
             ("first-touch", counts.first_touches),

@@ -63,6 +63,8 @@ pub enum Next {
     Resume,
     /// All processors shut down by a fault within a fault within a fault.
     TripleFault,
+    /// KVM cannot reach memory of the guest's, and does not say which.
+    Unreachable,
     /// The guest cannot go on; why.
     Fail(String),
 }

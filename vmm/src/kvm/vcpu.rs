@@ -59,6 +59,8 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
     let _report = PanicReport(&shared.reporter);
     let Some(counters) = shared.counters.get(index) else { return };
     let mut kickable = Kickable::new(&mut fd);
+    // Entries in a row that found memory out of reach.
+    let mut unreachable = 0;
     loop {
         kickable.rearm();
         match shared.gate.wanted() {
@@ -77,8 +79,20 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
             Some(lost) => after_failure(lost, next, kickable.vcpu(), shared),
             None => next,
         };
+        let next = match next {
+            Next::Unreachable
+                if unreachable < UNREACHABLE_MOST && shared.failures.unreachable() =>
+            {
+                unreachable += 1;
+                thread::yield_now();
+                continue;
+            }
+            Next::Unreachable => Next::Fail("KVM_RUN: it cannot reach guest memory".to_owned()),
+            next => next,
+        };
+        unreachable = 0;
         match next {
-            Next::Resume => {}
+            Next::Resume | Next::Unreachable => {}
             Next::TripleFault => return shared.reporter.report(StopReason::TripleFault),
             Next::Fail(why) => {
                 let place = kickable.vcpu().get_regs().map(|regs| regs.rip);
@@ -89,6 +103,10 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
         }
     }
 }
+
+/// How often memory may be out of reach while another thread marks what is lost
+/// of it: that takes microseconds a granule.
+const UNREACHABLE_MOST: u32 = 10_000;
 
 /// Tells the guest of memory that it met and that has failed.
 fn after_failure(lost: Lost, next: Next, vcpu: &VcpuFd, shared: &Shared) -> Next {
@@ -116,6 +134,7 @@ fn enter(vcpu: &mut VcpuFd, buses: &Buses, counters: &ExitCounters) -> (Next, Op
             counters.count(ExitKind::Interrupted);
             Next::Resume
         }
+        Err(error) if error.errno() == libc::EFAULT => Next::Unreachable,
         Err(error) => {
             Next::Fail(format!("KVM_RUN: {}", io::Error::from_raw_os_error(error.errno())))
         }

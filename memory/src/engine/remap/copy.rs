@@ -57,6 +57,10 @@ impl RemapEngine {
                 let offset =
                     spot.offset(self.space.bytes()) + (lost.0.start().0 - slot.start().0) as u64;
                 let put_right = self.put_right(spot, lost.0, offset, place == step.to);
+                // There is nothing to map any more, and nobody asks for it.
+                if spot.area.is_gone() {
+                    continue;
+                }
                 if let Err(errno) = put_right {
                     (self.fatal)(&format!("a page that failed cannot be put right: {errno}"));
                 }

@@ -1,6 +1,7 @@
 //! The files behind guest memory and pools, each with its alias.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::io::Errno;
@@ -18,6 +19,8 @@ pub(crate) struct Area {
     /// First granule, for the home of a part; 0 for a pool.
     pub(super) first: u32,
     pub(super) kind: FileKind,
+    /// Whether it was a device and is none any more.
+    pub(super) gone: AtomicBool,
 }
 
 /// What a file is.
@@ -66,7 +69,7 @@ impl Area {
             // It has its memory, with whatever is in it.
             (0..count).for_each(|index| alias.set_backed(index));
         }
-        Ok(Self { file, alias, first, kind })
+        Ok(Self { file, alias, first, kind, gone: AtomicBool::new(false) })
     }
 
     /// The same, treated as a device.

@@ -21,7 +21,8 @@
 //! that waits for another mover and does not come out in time leaves the batch
 //! where it is, as busy.
 //!
-//! [`over`] has the only `MAP_FIXED` over guest memory.
+//! [`over`] has the only `MAP_FIXED` over guest memory, beside [`gone`], for what
+//! is lost.
 //!
 //! Known hole: a granule cannot go from one pool to another if it is unmapped
 //! in either; it has to come home in between.
@@ -30,6 +31,7 @@
 mod books;
 mod copy;
 mod files;
+mod gone;
 mod maps;
 mod over;
 mod parked;
@@ -269,6 +271,14 @@ impl Engine for RemapEngine {
         self.all_rows()
     }
 
+    fn has_memory(&self, pool: PoolId) -> bool {
+        self.pools.get(usize::from(pool.0)).is_none_or(|area| !area.is_gone())
+    }
+
+    fn give_up(&self, granule: Granule) -> Result<(), Errno> {
+        self.void(self.guest(granule))
+    }
+
     fn vmas_per_run(&self) -> u64 {
         2
     }
@@ -282,6 +292,12 @@ impl Engine for RemapEngine {
             let spot = self.spot(granule, seen);
             let expected = (fstat(spot.file())?.st_ino, spot.offset(bytes));
             let found = maps.at(guest.start());
+            // What was in it is lost, and marked so.
+            if place.is_device() && self.spot(granule, place).area.was_gone() {
+                let left = found.filter(|(inode, _)| *inode != 0);
+                let wrong = left.map(|left| format!("mapped is {left:x?}, and its device is gone"));
+                return Ok(Verdict { wrong, huge: 0 });
+            }
             let wrong = if found != Some(expected) {
                 Some(format!("mapped is (inode, offset) {found:x?}, expected {expected:x?}"))
             } else if !mapped && memory::any_in_core(guest) {

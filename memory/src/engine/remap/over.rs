@@ -1,6 +1,6 @@
 //! Mapping the new place of granules over the old.
 //!
-//! This file has the only `MAP_FIXED` over guest memory.
+//! This file has the only `MAP_FIXED` over guest memory whose contents count.
 #![allow(unsafe_code)]
 
 use std::ops::Range;

@@ -74,7 +74,7 @@ fn memory_failed(failed: &MemoryFailed) -> String {
     };
     let lost = match failed.met {
         MetBy::Frame => "nothing is lost of",
-        MetBy::Vcpu | MetBy::Ahead | MetBy::Move => "lost is of",
+        MetBy::Vcpu | MetBy::Ahead | MetBy::Move | MetBy::Unbound => "lost is of",
     };
     let retired = if failed.retired { ", which is retired" } else { "" };
     let told = if failed.machine_check { "; the guest has a machine check" } else { "" };

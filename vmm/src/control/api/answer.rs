@@ -204,6 +204,9 @@ pub struct Region {
     pub used: u64,
     /// Those out of service.
     pub retired: u64,
+    /// Its device is gone, and what was in it is lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 /// Answer to [`Request::Residency`](super::Request::Residency).

@@ -106,6 +106,9 @@ pub enum MetBy {
     /// A move, in what it copied: what is lost stays where it was, and is a
     /// machine check when the guest touches it.
     Move,
+    /// Nobody: the device was taken from its driver, with all that was in it. The
+    /// guest hears of it when it touches it.
+    Unbound,
     /// A move, in the frame that it was to go to: nothing is lost.
     Frame,
 }
