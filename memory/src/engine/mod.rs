@@ -168,6 +168,11 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         true
     }
 
+    /// Whether any pool is such a device.
+    fn may_lose_pools(&self) -> bool {
+        false
+    }
+
     /// Puts memory that has failed where the guest has `granule`, which is in a
     /// pool whose memory is gone, and which nobody moves: a touch is a machine
     /// check then. One at a time; again is no error.

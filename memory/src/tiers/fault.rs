@@ -25,6 +25,11 @@ use crate::uffd::Event;
 /// How soon a fault that could not be served is tried again.
 const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
+/// How often devices are looked at. Guests that KVM serves with asynchronous
+/// page faults are told to wait for what is out of reach, again and again, and
+/// then nobody hears of it.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// The thread with what ends it.
 pub(crate) struct FaultThread {
     core: Arc<Core>,
@@ -47,6 +52,7 @@ impl FaultThread {
             die: Arc::clone(&die),
             events: Vec::new(),
             waiting: BTreeMap::new(),
+            devices: core.engine.may_lose_pools().then(Instant::now),
         };
         let thread = thread::Builder::new().name("fault".into()).spawn(move || service.serve())?;
         Ok(Self { core: Arc::clone(core), over, die, thread: Some(thread) })
@@ -78,6 +84,8 @@ struct Service {
     events: Vec<Event>,
     /// Granules whose fault could not be served yet, and when it was read.
     waiting: BTreeMap<Granule, Instant>,
+    /// When devices were looked at last, if there are any.
+    devices: Option<Instant>,
 }
 
 impl Service {
@@ -91,7 +99,10 @@ impl Service {
     }
 
     fn round(&mut self) -> Result<(), Errno> {
-        let timeout = (!self.waiting.is_empty()).then_some(&RETRY);
+        let timeout = match self.waiting.is_empty() {
+            false => Some(&RETRY),
+            true => self.devices.is_some().then_some(&LOOK),
+        };
         let mut fds = [
             PollFd::new(&*self.core.uffd, PollFlags::IN),
             PollFd::new(&self.core.fault_wake, PollFlags::IN),
@@ -107,6 +118,12 @@ impl Service {
         }
         if self.die.load(Ordering::Acquire) {
             panic!("the fault thread was told to die");
+        }
+        if let Some(looked) = &mut self.devices
+            && looked.elapsed().as_nanos() >= LOOK.tv_nsec as u128
+        {
+            *looked = Instant::now();
+            self.core.look_for_gone();
         }
         for (granule, since) in std::mem::take(&mut self.waiting) {
             self.core.counters.retried.fetch_add(1, Ordering::Relaxed);

@@ -71,14 +71,19 @@ impl Tiers {
     /// guest memory does; false if that is not why. What nobody moves is marked
     /// when this returns, or another thread is marking it.
     pub fn look_for_gone(&self) -> bool {
-        for pool in self.core.find_gone() {
-            self.core.give_up_region(pool);
-        }
+        self.core.look_for_gone();
         self.core.gone.any.load(Ordering::Acquire)
     }
 }
 
 impl Core {
+    /// Looks whether regions are gone, and gives up what was in those that are.
+    pub(crate) fn look_for_gone(&self) {
+        for pool in self.find_gone() {
+            self.give_up_region(pool);
+        }
+    }
+
     /// Looks whether regions are gone. Of those that newly are, no frame is
     /// handed out and no granule moved from now on; [`Self::give_up_region`] is
     /// due.

@@ -275,6 +275,10 @@ impl Engine for RemapEngine {
         self.pools.get(usize::from(pool.0)).is_none_or(|area| !area.is_gone())
     }
 
+    fn may_lose_pools(&self) -> bool {
+        self.pools.iter().any(|area| !area.is_watched())
+    }
+
     fn give_up(&self, granule: Granule) -> Result<(), Errno> {
         self.void(self.guest(granule))
     }
