@@ -199,14 +199,11 @@ fn handle(info: *mut libc::siginfo_t) {
         // BUS_ADRERR of a page that was poisoned by UFFDIO_POISON.
         Doing::Copy { from, to, private } => {
             let inside = [from, to].into_iter().find(|range| contains(range, address));
-            let rest = |range: HvaRange| {
-                let page = pages(address, 0).0.start();
-                Lost(HvaRange::new(page, range.end().0 - page.0))
-            };
             match inside.and_then(|range| match (code, private) {
-                // The file has no memory any more (a device that was unbound):
-                // not page by page.
-                (BUS_ADRERR, false) => replace(rest(range), address, range, private),
+                // The file has no memory any more (a device that was unbound). All
+                // of it: mappings of devices are not split (`dev_dax_may_split`
+                // in drivers/dax/device.c).
+                (BUS_ADRERR, false) => replace(Lost(range), address, range, private),
                 _ => replace(lost, address, range, private),
             }) {
                 Some(lost) => meet(lost),

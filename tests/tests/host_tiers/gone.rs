@@ -61,6 +61,17 @@ impl Drop for Unbound {
     }
 }
 
+/// Makes the device one that can be opened again. If it was bound while somebody
+/// still had it open, their last close takes the character device away
+/// (`cdev_init` in drivers/dax/device.c finds it in use), until it is bound anew.
+fn anew() {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = File::open(Path::new("/dev").join(DEVICE)) {
+        assert!(Instant::now() < deadline, "{error}");
+        drop(Unbound::now());
+    }
+}
+
 /// The guest's program, for any Linux.
 fn program(folder: &Path) -> Vec<u8> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/lose_a_page.c");
@@ -106,6 +117,7 @@ fn linux() {
     }
     let ended = booted.wait().expect_status(0);
     drop(unbound);
+    anew();
     // BUS_MCEERR_AR: a machine check in the guest.
     let signal = ended.expect_line("lose-a-page: SIGBUS");
     assert!(signal.starts_with("lose-a-page: SIGBUS code 4, "), "{signal}");
@@ -216,6 +228,7 @@ fn at_rest() {
     check(&memory, away, false);
     // For another machine it is as good as new.
     drop((guest, tiers, memory));
+    anew();
     let (memory, tiers) = rig(&Arc::new(Gate::new(0, Wanted::Run)));
     assert_eq!(send(&tiers, range(0, RAM), POOL).moved.bytes, RAM);
     assert_eq!(send(&tiers, range(0, RAM), Target::Home).moved.bytes, RAM);
@@ -253,5 +266,6 @@ fn in_motion() {
         eprintln!("round {round}: {} runs", runs.len());
         assert_eq!(tiers.verify().unwrap().mismatches, []);
         drop((tiers, memory, unbound));
+        anew();
     }
 }
