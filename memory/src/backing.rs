@@ -13,8 +13,8 @@ use crate::account::hugepages::HugePages;
 use crate::addr::{HUGE_PAGE_SIZE, KIB, display_size};
 use crate::dax::{self, DaxError, DaxPath};
 use crate::hva::{Hva, HvaRange};
-use crate::numa::calls;
 use crate::numa::nodes::NodeError;
+use crate::numa::{calls, hugepages};
 use crate::region::{Region, Source};
 
 /// Kind of host memory.
@@ -28,6 +28,9 @@ pub enum Backing {
     Memfd,
     /// A memory file of 2 MiB huge pages from the host's pool.
     Hugetlb,
+    /// The same, of one NUMA node of the host, and all of it from the start: a
+    /// reservation of huge pages is of no node.
+    HugetlbNode(u32),
     /// Private anonymous memory of one NUMA node of the host.
     Node(u32),
     /// A /dev/dax, shared.
@@ -43,9 +46,14 @@ impl Backing {
     /// The node that it is of, if it is of a certain one.
     pub fn node(self) -> Option<u32> {
         match self {
-            Self::Node(node) => Some(node),
+            Self::Node(node) | Self::HugetlbNode(node) => Some(node),
             _ => None,
         }
+    }
+
+    /// Whether it is a file of 2 MiB huge pages.
+    pub fn is_hugetlb(self) -> bool {
+        matches!(self, Self::Hugetlb | Self::HugetlbNode(_))
     }
 
     /// Kinds that have no parameter, with their names on the command line.
@@ -57,6 +65,7 @@ impl fmt::Display for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(node) => write!(f, "node:{node}"),
+            Self::HugetlbNode(node) => write!(f, "hugetlb:{node}"),
             Self::Dax(path) => write!(f, "dax:{path}"),
             named => {
                 let found = Self::NAMES.iter().find(|(_, kind)| kind == named);
@@ -70,9 +79,18 @@ impl FromStr for Backing {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(node) = text.strip_prefix("node:") {
-            let refused = |_| format!("\"{node}\" is no number of a NUMA node, as in node:1");
-            return node.parse().map(Self::Node).map_err(refused);
+        let number = |name: &str| {
+            let node = text.strip_prefix(name)?.strip_prefix(':')?;
+            Some(
+                node.parse::<u32>()
+                    .map_err(|_| format!("\"{node}\" is no number of a NUMA node, as in {name}:1")),
+            )
+        };
+        if let Some(node) = number("node") {
+            return node.map(Self::Node);
+        }
+        if let Some(node) = number("hugetlb") {
+            return node.map(Self::HugetlbNode);
         }
         if let Some(path) = text.strip_prefix("dax:") {
             let refused = || format!("\"{path}\" is no path of a device, as in dax:/dev/dax0.0");
@@ -81,7 +99,7 @@ impl FromStr for Backing {
         }
         Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).ok_or_else(|| {
             let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-            format!("\"{text}\" is none of {}, node:N, dax:PATH", names.join(", "))
+            format!("\"{text}\" is none of {}, hugetlb:N, node:N, dax:PATH", names.join(", "))
         })
     }
 }
@@ -113,6 +131,9 @@ pub enum BackingError {
         /// Bytes that the host could give without swapping.
         available: u64,
     },
+    /// A node whose own huge pages are too few.
+    #[error(transparent)]
+    NodeHugePages(#[from] hugepages::NodeHugePages),
     /// A node that cannot give it.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -157,7 +178,7 @@ pub fn map(
     prefault: bool,
 ) -> Result<Mapped, BackingError> {
     let refused = |source: Errno| BackingError::Refused { size, backing, source: source.into() };
-    if backing == Backing::Hugetlb {
+    if backing.is_hugetlb() {
         check_huge_pages(size)?;
     } else if prefault {
         check_available(size)?;
@@ -165,14 +186,16 @@ pub fn map(
     let bytes = usize::try_from(size).map_err(|_| refused(Errno::NOMEM))?;
     let file = match backing {
         Backing::Anon | Backing::Node(_) => None,
-        Backing::Memfd | Backing::Hugetlb | Backing::Dax(_) => Some(file(size, backing)?),
+        Backing::Memfd | Backing::Hugetlb | Backing::HugetlbNode(_) | Backing::Dax(_) => {
+            Some(file(size, backing)?)
+        }
     };
     let source = match &file {
         None => Source::Anonymous,
         Some(file) => Source::File(file.as_fd()),
     };
     let region = Region::map(bytes, source).map_err(refused)?;
-    if let Backing::Node(node) = backing {
+    if let Some(node) = backing.node() {
         let start = Hva(region.start().as_ptr().expose_provenance());
         calls::bind(HvaRange::new(start, bytes), &[node]).map_err(refused)?;
     }
@@ -188,6 +211,9 @@ pub fn map(
     if let Backing::Dax(_) = backing {
         // Somebody else's data may be in it.
         region.zero();
+    } else if let Backing::HugetlbNode(node) = backing {
+        hugepages::check(node, size)?;
+        region.advise(0, Advice::LinuxPopulateWrite).map_err(refused)?;
     } else if prefault {
         region.advise(0, Advice::LinuxPopulateWrite).map_err(refused)?;
     }
@@ -207,7 +233,9 @@ pub fn file(size: u64, backing: Backing) -> Result<OwnedFd, BackingError> {
         let flags = match backing {
             Backing::Anon | Backing::Node(_) | Backing::Dax(_) => return Err(Errno::INVAL),
             Backing::Memfd => MemfdFlags::CLOEXEC,
-            Backing::Hugetlb => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+            Backing::Hugetlb | Backing::HugetlbNode(_) => {
+                MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB
+            }
         };
         let file = memfd_create("neap-memory", flags)?;
         ftruncate(&file, size)?;
@@ -258,9 +286,13 @@ mod tests {
             assert_eq!(kind.to_string(), name);
         }
         let error = "gpu".parse::<Backing>().unwrap_err();
-        assert_eq!(error, "\"gpu\" is none of anon, memfd, hugetlb, node:N, dax:PATH");
+        assert_eq!(error, "\"gpu\" is none of anon, memfd, hugetlb, hugetlb:N, node:N, dax:PATH");
         assert_eq!("node:3".parse::<Backing>().unwrap(), Backing::Node(3));
         assert_eq!(Backing::Node(3).to_string(), "node:3");
+        assert_eq!("hugetlb:1".parse::<Backing>().unwrap(), Backing::HugetlbNode(1));
+        assert_eq!(Backing::HugetlbNode(1).to_string(), "hugetlb:1");
+        let error = "hugetlb:".parse::<Backing>().unwrap_err();
+        assert_eq!(error, "\"\" is no number of a NUMA node, as in hugetlb:1");
         let error = "node:x".parse::<Backing>().unwrap_err();
         assert_eq!(error, "\"x\" is no number of a NUMA node, as in node:1");
         let dax = "dax:/dev/dax0.0".parse::<Backing>().unwrap();

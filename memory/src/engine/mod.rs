@@ -183,6 +183,14 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         Err(Errno::NOSYS)
     }
 
+    /// A pool whose memory was given back hands frames out again from now on.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn restore_pool(&self, _: PoolId) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// VMAs that a run of granules of its own may add to the process.
     fn vmas_per_run(&self) -> u64;
 

@@ -22,11 +22,11 @@ use rustix::io::Errno;
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::{Engine, Fatal, Step, Verdict, Verifier, memory, outcome_of};
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
 use crate::numa::{Placement, calls};
-use crate::space::Space;
+use crate::space::{Origin, Part, Space};
 use crate::table::Place;
 
 /// How often pages that did not move are tried again. The kernel tries each
@@ -86,6 +86,18 @@ impl NodeEngine {
         let nodes = self.placement.of(place);
         let node = nodes.get(granule.0 as usize % nodes.len().max(1))?;
         i32::try_from(*node).ok()
+    }
+
+    /// Has the pages of a region's window come from `nodes`.
+    fn bind_window(&self, pool: PoolId, nodes: &[u32]) -> Result<(), Errno> {
+        let window = |part: &&Part| part.origin == Origin::Window(pool);
+        for part in self.space.parts().iter().filter(window) {
+            let range = HvaRange::new(part.hva, part.count as usize * self.space.bytes());
+            if !nodes.is_empty() {
+                calls::bind_new(range, nodes)?;
+            }
+        }
+        Ok(())
     }
 
     /// What speaks against a step before anything is done.
@@ -237,6 +249,17 @@ impl Engine for NodeEngine {
 
     fn can(&self, step: &Step) -> bool {
         step.from_mapped && step.to_mapped
+    }
+
+    fn release_pool(&self, pool: PoolId) -> Result<u64, Errno> {
+        // What came home has left the node already. What comes into the window
+        // from now on, from swap for instance, is not to come from there.
+        self.bind_window(pool, &self.placement.home)?;
+        Ok(0)
+    }
+
+    fn restore_pool(&self, pool: PoolId) -> Result<(), Errno> {
+        self.bind_window(pool, self.placement.of_pool(pool))
     }
 
     fn vmas_per_run(&self) -> u64 {

@@ -25,6 +25,18 @@ const BITS: usize = libc::c_ulong::BITS as usize;
 /// # Errors
 /// mbind(2)'s; ENOSYS on a kernel without NUMA.
 pub fn bind(range: HvaRange, nodes: &[u32]) -> Result<(), Errno> {
+    mbind(range, nodes, MPOL_MF_MOVE)
+}
+
+/// The same for pages to come; those that are there stay where they are.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_new(range: HvaRange, nodes: &[u32]) -> Result<(), Errno> {
+    mbind(range, nodes, 0)
+}
+
+fn mbind(range: HvaRange, nodes: &[u32], flags: libc::c_ulong) -> Result<(), Errno> {
     let mut mask = [0 as libc::c_ulong; NODES / BITS];
     for &node in nodes {
         let word = mask.get_mut(node as usize / BITS).ok_or(Errno::INVAL)?;
@@ -41,7 +53,7 @@ pub fn bind(range: HvaRange, nodes: &[u32]) -> Result<(), Errno> {
             MPOL_BIND,
             mask.as_ptr(),
             NODES as libc::c_ulong + 1,
-            MPOL_MF_MOVE,
+            flags,
         )
     };
     if result == 0 { Ok(()) } else { Err(last_error()) }

@@ -2,6 +2,7 @@
 //! have ([`nodes`]), and the kernel's calls about where pages are ([`calls`]).
 
 pub mod calls;
+pub mod hugepages;
 pub mod nodes;
 
 use rustix::io::Errno;

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use crate::addr::KIB;
+use crate::addr::{KIB, MIB};
 
 const FOLDER: &str = "/sys/devices/system/node";
 
@@ -42,6 +42,30 @@ pub fn online() -> Vec<u32> {
 pub fn free(node: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("{FOLDER}/node{node}/meminfo")).ok()?;
     free_in(&text)
+}
+
+/// Whether `bytes` can be had of one of `nodes` without the kernel killing
+/// somebody for them: a page that must come from a node that has none left is a
+/// case for its OOM killer (`CONSTRAINT_MEMORY_POLICY` in mm/oom_kill.c). True if
+/// the kernel does not say; false of nodes that are offline.
+pub fn have_room(nodes: &[u32], bytes: u64) -> bool {
+    /// What others may take meanwhile, and the kernel's own reserve.
+    const MARGIN: u64 = 16 * MIB;
+    let room = |node: &u32| match fs::read_to_string(format!("{FOLDER}/node{node}/meminfo")) {
+        Ok(text) => available_in(&text).is_none_or(|free| free >= bytes.saturating_add(MARGIN)),
+        Err(_) => false,
+    };
+    nodes.iter().any(room)
+}
+
+/// What is free, or can be had back by dropping files from memory.
+fn available_in(meminfo: &str) -> Option<u64> {
+    let kib = |name: &str| {
+        let line = meminfo.lines().find(|line| line.contains(name))?;
+        line.split_whitespace().nth_back(1)?.parse::<u64>().ok()
+    };
+    let files = kib(" FilePages:").unwrap_or(0).saturating_sub(kib(" Shmem:").unwrap_or(0));
+    kib(" MemFree:")?.checked_add(files)?.checked_mul(KIB)
 }
 
 /// From lines like `Node 1 MemFree:     1992040 kB`.
@@ -123,6 +147,10 @@ mod tests {
         assert_eq!(parse("\n"), [0u32; 0]);
         let meminfo = "Node 1 MemTotal: 2063936 kB\nNode 1 MemFree:   1024 kB\n";
         assert_eq!(free_in(meminfo), Some(1 << 20));
+        let files = "Node 1 FilePages: 4096 kB\nNode 1 Shmem: 1024 kB\n";
+        assert_eq!(available_in(&format!("{meminfo}{files}")), Some(4 << 20));
+        assert_eq!(available_in(files), None);
+        assert!(!have_room(&[4000], 0) && !have_room(&[], 0));
     }
 
     #[test]

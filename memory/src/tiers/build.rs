@@ -23,13 +23,13 @@ use crate::dax;
 use crate::engine::hurry::Hurry;
 use crate::engine::mover::MoveEngine;
 use crate::engine::node::NodeEngine;
-use crate::engine::remap::{Area, RemapEngine};
+use crate::engine::remap::{Area, Areas, RemapEngine};
 use crate::engine::{Engine, EngineName};
 use crate::granule::{Frame, Granule, GranuleSize, Kind, PoolId};
 use crate::guest::GuestMemory;
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::crew::Crew;
-use crate::numa::{Placement, calls};
+use crate::numa::{Placement, calls, hugepages};
 use crate::policy::{self, PolicyName};
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
@@ -154,8 +154,8 @@ fn check(config: &TiersConfig) -> Result<(), TiersError> {
     if config.regions.iter().any(dax) && config.park.is_none() {
         return Err(TiersError::Missing("nobody parks vCPUs, as /dev/dax needs it".to_owned()));
     }
-    let hugetlb = config.ram == Backing::Hugetlb
-        || config.regions.iter().any(|region| region.backing == Backing::Hugetlb || dax(region));
+    let hugetlb = config.ram.is_hugetlb()
+        || config.regions.iter().any(|region| region.backing.is_hugetlb() || dax(region));
     if hugetlb && config.granule != GranuleSize::M2 {
         return Err(TiersError::Granule { granule: config.granule });
     }
@@ -166,7 +166,7 @@ fn check(config: &TiersConfig) -> Result<(), TiersError> {
 fn check_nodes(config: &TiersConfig) -> Result<(), TiersError> {
     let why = if !config.ram.is_anonymous() {
         "moves no files: use --memory SIZE,backing=anon"
-    } else if config.regions.iter().any(|region| region.backing.node().is_none()) {
+    } else if config.regions.iter().any(|region| !matches!(region.backing, Backing::Node(_))) {
         "needs a node for every region: use backing=node:N, or engine=move"
     } else if config.regions.iter().any(|region| region.kind == Kind::Private) {
         "leaves no granule unmapped: use kind=public, or engine=move"
@@ -239,31 +239,37 @@ fn remap(
     config: &TiersConfig,
 ) -> Result<RemapEngine, TiersError> {
     let size = config.granule.bytes();
-    let alias = |file: OwnedFd, first: u32, count: u32, reserve: bool| {
-        Area::new(file, first, count, space, reserve).map_err(refused("an alias of guest memory"))
+    let placement = config.placement();
+    let alias = |file: OwnedFd, first: u32, count: u32, reserve: bool, nodes: &[u32]| {
+        Area::new(file, first, count, space, reserve, nodes)
+            .map_err(refused("an alias of guest memory"))
     };
     let file_of = |index: usize| -> Result<OwnedFd, TiersError> {
         let file = memory.file(index).ok_or(TiersError::Space(config.granule))?;
         file.try_clone_to_owned()
             .map_err(|source| TiersError::Refused { what: "a descriptor of guest memory", source })
     };
+    let home = placement.home.as_slice();
     let mut homes = Vec::new();
     for (index, part) in space.parts().iter().enumerate() {
         homes.push(match part.origin {
-            Origin::Ram => alias(file_of(index)?, part.first, part.count, true)?,
+            Origin::Ram => alias(file_of(index)?, part.first, part.count, true, home)?,
             // Where granules of a window go when their region is evacuated.
             // Memory is got for each as it comes.
             Origin::Window(_) => {
                 let file = backing::file(u64::from(part.count) * size, config.ram)?;
-                alias(file, part.first, part.count, false)?
+                alias(file, part.first, part.count, false, home)?
             }
         });
     }
     let mut pools = Vec::new();
-    for (region, count) in config.regions.iter().zip(frames) {
+    for ((id, region), count) in (0u8..).zip(&config.regions).zip(frames) {
         let bytes = u64::from(*count) * size;
-        if region.backing == Backing::Hugetlb {
+        if region.backing.is_hugetlb() {
             backing::check_huge_pages(region.pool)?;
+        }
+        if let Backing::HugetlbNode(node) = region.backing {
+            hugepages::check(node, region.pool)?;
         }
         let file = match region.window {
             Some(slot) => {
@@ -277,14 +283,16 @@ fn remap(
             }
             None => backing::file(bytes, region.backing)?,
         };
-        let area = alias(file, 0, *count, true)?;
+        let area = alias(file, 0, *count, true, placement.of_pool(PoolId(id)))?;
+        if let Backing::HugetlbNode(_) = region.backing {
+            area.back_all().map_err(refused("huge pages of a node"))?;
+        }
         pools.push(if config.unwatched_pools { area.unwatched() } else { area });
     }
     RemapEngine::new(
         Arc::clone(uffd),
         Arc::clone(space),
-        homes,
-        pools,
+        Areas { homes, pools, placement },
         config.park.clone(),
         Arc::clone(&config.hooks),
         config.fatal,

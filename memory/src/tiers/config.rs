@@ -151,7 +151,13 @@ impl TiersConfig {
     /// Which nodes the tiers are on.
     pub(crate) fn placement(&self) -> Placement {
         let pools = self.regions.iter().map(|region| region.backing.node());
-        Placement::new(self.ram.node(), pools.collect())
+        let pools: Vec<_> = pools.collect();
+        match self.ram.is_anonymous() || self.ram.node().is_some() {
+            true => Placement::new(self.ram.node(), pools),
+            // Files are where they are: huge pages are reserved on no node, and
+            // a guest that touched one that its node has not would get SIGBUS.
+            false => Placement { home: Vec::new(), pools },
+        }
     }
 }
 

@@ -45,6 +45,9 @@ pub enum PlugError {
     /// Its memory could not be given back; it is empty, and serves on.
     #[error("the memory of device region {0} cannot be given back: {1}")]
     Release(u8, rustix::io::Errno),
+    /// Its memory cannot be had again.
+    #[error("the memory of device region {0} cannot be had again: {1}")]
+    Restore(u8, rustix::io::Errno),
     /// Whoever asked went away.
     #[error("device region {0} is not empty yet, and whoever asked is gone")]
     Cancelled(u8),
@@ -101,10 +104,14 @@ impl Tiers {
         if self.core.gone.is(PoolId(region)) {
             return Err(PlugError::Gone(region));
         }
-        let mut pool = self.core.pool(PoolId(region)).ok_or(PlugError::NoRegion(region))?;
+        let pool = self.core.pool(PoolId(region)).ok_or(PlugError::NoRegion(region))?;
         if !pool.is_closed() {
             return Err(PlugError::Already(region, "there"));
         }
+        drop(pool);
+        let restored = self.core.engine.restore_pool(PoolId(region));
+        restored.map_err(|errno| PlugError::Restore(region, errno))?;
+        let mut pool = self.core.pool(PoolId(region)).ok_or(PlugError::NoRegion(region))?;
         pool.close(false);
         Ok(pool.free())
     }

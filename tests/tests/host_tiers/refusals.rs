@@ -82,6 +82,16 @@ fn nodes() {
         "--device-memory size=0,pool=64M,backing=node:7",
         &["--device-memory", "backing=node:7", "no such node", "node:0, node:1"],
     );
+    // Huge pages are counted node by node.
+    refused(
+        "--memory 512M,backing=memfd --device-memory size=0,pool=64M,backing=hugetlb:1",
+        &[
+            "--device-memory",
+            "backing=hugetlb:1: 32 huge pages of 2M are needed on that node and 0 are free",
+            "echo 32 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
+        ],
+    );
+    refused("--memory 512M,backing=hugetlb:7", &["--memory", "7: there is no such node"]);
     // The sum of two regions counts.
     refused(
         "--device-memory size=0,pool=1536M,backing=node:1 \

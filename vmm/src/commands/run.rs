@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use neap_memory::addr::{GIB, display_size};
-use neap_memory::numa::nodes;
+use neap_memory::numa::{hugepages, nodes};
 use neap_memory::{GpaRange, backing, dax};
 use serde_json::json;
 
@@ -68,12 +68,16 @@ const SLOW_TO_FILL: u64 = 4 * GIB;
 pub fn execute(args: RunArgs) -> Outcome {
     let config = tiers::suited_to_host(&configure(args.vm, args.config.as_deref())?);
     // All of them together, before the first is taken.
+    for (node, huge, bytes, option) in config.nodes() {
+        let there = match huge {
+            true => hugepages::check(node, bytes),
+            false => nodes::check(node, bytes).map_err(Into::into),
+        };
+        there.map_err(|e| Failure::usage(ConfigError::new(option, e)))?;
+    }
     if let Some((bytes, option)) = config.hugetlb() {
         backing::check_huge_pages(bytes)
             .map_err(|e| Failure::usage(ConfigError::new(option, e)))?;
-    }
-    for (node, bytes, option) in config.nodes() {
-        nodes::check(node, bytes).map_err(|e| Failure::usage(ConfigError::new(option, e)))?;
     }
     for (path, bytes) in config.dax() {
         dax::open_device(path, bytes)

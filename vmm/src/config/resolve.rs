@@ -95,7 +95,7 @@ impl VmConfig {
     /// Bytes of 2 MiB pages that the machine takes from the host's pool of
     /// them, and the options that ask for them; `None`: none.
     pub fn hugetlb(&self) -> Option<(u64, &'static str)> {
-        let of = |backing, bytes| if backing == Backing::Hugetlb { bytes } else { 0 };
+        let of = |backing, bytes| if Backing::is_hugetlb(backing) { bytes } else { 0 };
         let ram = self.layout.ram().iter().map(|range| of(self.ram.backing, range.size())).sum();
         let regions = self.regions.iter().fold(0, |sum: u64, region| {
             let window = region.window.map_or(0, |window| window.size());
@@ -111,21 +111,22 @@ impl VmConfig {
     }
 
     /// Bytes that the machine takes of each NUMA node that an option names,
-    /// and the option.
-    pub fn nodes(&self) -> Vec<(u32, u64, &'static str)> {
+    /// whether in huge pages of hugetlb, and the option.
+    pub fn nodes(&self) -> Vec<(u32, bool, u64, &'static str)> {
         let ram: u64 = self.layout.ram().iter().map(GpaRange::size).sum();
         let regions = self.regions.iter().map(|region| {
             let window = region.window.map_or(0, |window| window.size());
             (region.backing, window.saturating_add(region.pool), "--device-memory")
         });
-        let mut nodes: Vec<(u32, u64, &'static str)> = Vec::new();
+        let mut nodes: Vec<(u32, bool, u64, &'static str)> = Vec::new();
         for (backing, bytes, option) in
             std::iter::once((self.ram.backing, ram, "--memory")).chain(regions)
         {
             let Some(node) = backing.node() else { continue };
-            match nodes.iter_mut().find(|(known, ..)| *known == node) {
-                Some((_, sum, last)) => (*sum, *last) = (sum.saturating_add(bytes), option),
-                None => nodes.push((node, bytes, option)),
+            let huge = backing.is_hugetlb();
+            match nodes.iter_mut().find(|(known, kind, ..)| (*known, *kind) == (node, huge)) {
+                Some((.., sum, last)) => (*sum, *last) = (sum.saturating_add(bytes), option),
+                None => nodes.push((node, huge, bytes, option)),
             }
         }
         nodes

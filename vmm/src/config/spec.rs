@@ -41,7 +41,7 @@ pub struct VmOptions {
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
 
-    /// Guest RAM: SIZE[,prefault=on][,backing=anon|memfd|hugetlb|node:N]
+    /// Guest RAM: SIZE[,prefault=on][,backing=anon|memfd|hugetlb[:N]|node:N]
     /// [default: 512M]
     #[arg(long, value_name = "SIZE[,KEY=VALUE]")]
     pub memory: Option<KeyValues<MemoryOption>>,
@@ -67,7 +67,7 @@ pub struct VmOptions {
     /// A device region. The guest sees size= of it as special-purpose memory; pool= is kept for
     /// guest memory that Neap moves there, and size= may be 0 then:
     /// size=512M[,pool=1G][,kind=public|private|generic][,addr=0x100000000][,node=1]
-    /// [,backing=anon|memfd|hugetlb|node:N|dax:PATH][,engine=move|remap|node] (repeatable)
+    /// [,backing=anon|memfd|hugetlb[:N]|node:N|dax:PATH][,engine=move|remap|node] (repeatable)
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub device_memory: Vec<KeyValues<DeviceMemoryOption>>,
 

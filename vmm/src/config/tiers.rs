@@ -36,7 +36,9 @@ fn backings(engine: EngineName) -> &'static str {
 fn engine_of(backing: Backing) -> EngineName {
     match backing {
         Backing::Anon | Backing::Node(_) => EngineName::Move,
-        Backing::Memfd | Backing::Hugetlb | Backing::Dax(_) => EngineName::Remap,
+        Backing::Memfd | Backing::Hugetlb | Backing::HugetlbNode(_) | Backing::Dax(_) => {
+            EngineName::Remap
+        }
     }
 }
 
@@ -66,7 +68,7 @@ fn suits_node(request: &Request<'_>) -> bool {
         && request.granule.unwrap_or_default() == GranuleSize::M2
         // Those want pages that can be set aside.
         && !matches!(request.policy, Some(PolicyName::FirstTouch | PolicyName::Heat))
-        && regions.all(|region| region.backing.node().is_some() && region.kind != Kind::Private)
+        && regions.all(|region| matches!(region.backing, Backing::Node(_)) && region.kind != Kind::Private)
 }
 
 /// How granules of guest memory are tracked and moved.
@@ -192,7 +194,7 @@ fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
 fn check_region(region: &DeviceMemoryOption, granule: GranuleSize) -> Result<(), String> {
     if let Some(engine) = region.engine
         && engine != engine_of(region.backing)
-        && (engine, region.backing.node().is_some()) != (EngineName::Node, true)
+        && !(engine == EngineName::Node && matches!(region.backing, Backing::Node(_)))
     {
         return Err(format!(
             "engine={engine} does not move backing={}: give backing={}, or leave engine= out",
@@ -253,7 +255,7 @@ fn check_granule(request: &Request<'_>, granule: GranuleSize) -> Result<(), Conf
     if granule == GranuleSize::M2 {
         return Ok(());
     }
-    let whole = |backing: &Backing| matches!(backing, Backing::Hugetlb | Backing::Dax(_));
+    let whole = |backing: &Backing| backing.is_hugetlb() || matches!(backing, Backing::Dax(_));
     let regions = request.regions.iter().filter(|region| moves(request, region));
     let (option, kind) = if whole(&request.memory.backing) {
         ("--memory", request.memory.backing)

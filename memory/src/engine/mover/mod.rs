@@ -39,7 +39,7 @@ use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
-use crate::numa::{Placement, calls};
+use crate::numa::{Placement, calls, nodes};
 use crate::space::Space;
 use crate::table::Place;
 use crate::uffd::{Modes, MoveError, Userfaultfd};
@@ -126,6 +126,13 @@ impl MoveEngine {
             Inject::Nothing | Inject::Omit | Inject::Poison => {}
         }
         let (row, index) = self.slot(step.granule, step.to);
+        let nodes = self.placement.of(step.to);
+        let room = row.is_backed(index)
+            || nodes.is_empty()
+            || nodes::have_room(nodes, self.space.size().bytes());
+        if !room {
+            return Err(Outcome::NoFrame);
+        }
         row.back(index).map_err(|_| Outcome::NoFrame)
     }
 

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::engine::memory::Slots;
 use crate::hva::Hva;
+use crate::numa::calls;
 use crate::region::Source;
 use crate::space::Space;
 
@@ -19,6 +20,8 @@ pub(crate) struct Area {
     /// First granule, for the home of a part; 0 for a pool.
     pub(super) first: u32,
     pub(super) kind: FileKind,
+    /// Nodes that its pages come from, which each mapping has to say. Empty: any.
+    pub(super) nodes: Box<[u32]>,
     /// Whether it was a device and is none any more.
     pub(super) gone: AtomicBool,
 }
@@ -48,16 +51,17 @@ impl FileKind {
 const HUGETLBFS: u32 = 0x9584_58f6;
 
 impl Area {
-    /// The alias of `count` granules of `file`.
+    /// The alias of `count` granules of `file`, whose pages come from `nodes`.
     ///
     /// # Errors
-    /// mmap(2)'s; ENOMEM if huge pages are missing and `reserve` is set.
+    /// mmap(2)'s or mbind(2)'s; ENOMEM if huge pages are missing and `reserve` is set.
     pub(crate) fn new(
         file: OwnedFd,
         first: u32,
         count: u32,
         space: &Space,
         reserve: bool,
+        nodes: &[u32],
     ) -> Result<Self, Errno> {
         let source = match reserve {
             true => Source::File(file.as_fd()),
@@ -65,17 +69,30 @@ impl Area {
         };
         let alias = Slots::map(count, space.size(), source)?;
         let kind = FileKind::of(&file)?;
+        if kind != FileKind::Dax && !nodes.is_empty() {
+            calls::bind(alias.range(), nodes)?;
+        }
         if kind == FileKind::Dax {
             // It has its memory, with whatever is in it.
             (0..count).for_each(|index| alias.set_backed(index));
         }
-        Ok(Self { file, alias, first, kind, gone: AtomicBool::new(false) })
+        let nodes = nodes.into();
+        Ok(Self { file, alias, first, kind, nodes, gone: AtomicBool::new(false) })
     }
 
     /// The same, treated as a device.
     pub(crate) fn unwatched(mut self) -> Self {
         self.kind = FileKind::Dax;
         self
+    }
+
+    /// Gives every slot of it memory.
+    ///
+    /// # Errors
+    /// What madvise(2) says.
+    pub(crate) fn back_all(&self) -> Result<(), Errno> {
+        let slots = (self.alias.range().len() / self.alias.slot(0).len()) as u32;
+        (0..slots).try_for_each(|index| self.alias.back(index))
     }
 
     /// Whether userfaultfd can watch mappings of it.

@@ -56,10 +56,22 @@ use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
 use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
+use crate::numa::Placement;
 use crate::park::{Park, Stalls};
 use crate::space::{Origin, Space};
 use crate::table::Place;
 use crate::uffd::{Modes, Userfaultfd};
+
+/// What an engine moves between.
+#[derive(Debug)]
+pub(crate) struct Areas {
+    /// The home of each part, in order of granules.
+    pub(crate) homes: Vec<Area>,
+    /// Each pool's.
+    pub(crate) pools: Vec<Area>,
+    /// Which nodes they are on.
+    pub(crate) placement: Placement,
+}
 
 /// The engine with its files.
 #[derive(Debug)]
@@ -69,6 +81,7 @@ pub(crate) struct RemapEngine {
     /// The home of each part, in order of granules.
     homes: Vec<Area>,
     pools: Vec<Area>,
+    placement: Placement,
     /// There, if any pool is a device.
     park: Option<Arc<dyn Park>>,
     pace: Pace,
@@ -85,12 +98,12 @@ impl RemapEngine {
     pub(crate) fn new(
         uffd: Arc<Userfaultfd>,
         space: Arc<Space>,
-        homes: Vec<Area>,
-        pools: Vec<Area>,
+        areas: Areas,
         park: Option<Arc<dyn Park>>,
         hooks: Arc<dyn Hooks>,
         fatal: Fatal,
     ) -> Result<Self, Errno> {
+        let Areas { homes, pools, placement } = areas;
         let watched = |origin| match origin {
             Origin::Ram => true,
             Origin::Window(PoolId(id)) => pools.get(usize::from(id)).is_some_and(Area::is_watched),
@@ -100,7 +113,7 @@ impl RemapEngine {
             uffd.register(range, Modes::WriteProtect)?;
         }
         let (pace, losses) = (Pace::default(), Losses::default());
-        Ok(Self { uffd, space, homes, pools, park, pace, losses, hooks, fatal })
+        Ok(Self { uffd, space, homes, pools, placement, park, pace, losses, hooks, fatal })
     }
 
     fn guest(&self, granule: Granule) -> HvaRange {
@@ -307,7 +320,8 @@ impl Engine for RemapEngine {
             } else if !mapped && memory::any_in_core(guest) {
                 Some("pages of it are at home, where none should be".to_owned())
             } else {
-                None
+                let huge = spot.area.kind == FileKind::Hugetlb;
+                self.placement.misplaced(guest, place, huge)?
             };
             let huge = memory::present(guest).map_or(0, |found| found.huge);
             Ok(Verdict { wrong, huge })

@@ -14,6 +14,7 @@ use crate::engine::hooks::{Inject, Point};
 use crate::engine::{Step, memory, runs};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
+use crate::numa::calls;
 use crate::uffd::Modes;
 
 impl RemapEngine {
@@ -103,6 +104,12 @@ impl RemapEngine {
                 spot.offset(self.space.bytes()),
             )
         };
-        mapped.map(drop)
+        mapped?;
+        if spot.area.kind == FileKind::Hugetlb && !spot.area.nodes.is_empty() {
+            // What comes here later; if it cannot be said, verification names
+            // what came from elsewhere.
+            let _ = calls::bind_new(range, &spot.area.nodes);
+        }
+        Ok(())
     }
 }

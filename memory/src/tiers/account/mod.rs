@@ -175,7 +175,7 @@ impl Tiers {
             tiers.push(tier(index + 1, Some(PoolId(index as u8)), region.backing, limit));
         }
         let ranges = self.ranges(rows);
-        let is_huge = |tier: &TierAccount| tier.backing == Backing::Hugetlb;
+        let is_huge = |tier: &TierAccount| tier.backing.is_hugetlb();
         let huge_pages = tiers.iter().any(is_huge).then(HugePages::read);
         let promised = self.promised(rows)? / HUGE_PAGE_SIZE;
         let accounts = Accounts {
