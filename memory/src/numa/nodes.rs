@@ -44,6 +44,12 @@ pub fn free(node: u32) -> Option<u64> {
     free_in(&text)
 }
 
+/// Whether one of `nodes` has memory that is online.
+pub fn have_memory(nodes: &[u32]) -> bool {
+    let there = with_memory();
+    nodes.iter().any(|node| there.contains(node))
+}
+
 /// Whether `bytes` can be had of one of `nodes` without the kernel killing
 /// somebody for them: a page that must come from a node that has none left is a
 /// case for its OOM killer (`CONSTRAINT_MEMORY_POLICY` in mm/oom_kill.c). True if

@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig};
 use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 use neap_vmm::bare::{Guest, Writer};
+use neap_vmm::images;
 
 use crate::trial;
 
@@ -152,74 +154,91 @@ fn hugetlb(kind: Kind) {
     rig.end();
 }
 
-/// Memory of a node without processors, offline until this is dropped.
-struct Offline(Vec<PathBuf>);
+/// The device's memory as a node, until this is dropped: all of it movable, so
+/// that it can go offline whole.
+struct DeviceNode;
 
-impl Offline {
-    fn take(node: u32) -> Result<Self, String> {
-        let folder = format!("/sys/devices/system/node/node{node}");
-        let mut taken = Self(Vec::new());
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let block = path.file_name().is_some_and(|name| {
-                name.to_string_lossy()
-                    .strip_prefix("memory")
-                    .is_some_and(|n| n.parse::<u32>().is_ok())
-            });
-            if !block || fs::read_to_string(path.join("state")).unwrap().trim() != "online" {
-                continue;
-            }
-            // A page may be held for a moment.
-            let mut refused = Ok(());
-            for _ in 0..5 {
-                refused = fs::write(path.join("state"), "offline");
-                if refused.is_ok() {
-                    break;
-                }
-            }
-            refused.map_err(|error| format!("{}: {error}", path.display()))?;
-            taken.0.push(path.join("state"));
+/// Which node that is (`neap_vmm::lab`).
+const DEVICE_NODE: u32 = 2;
+const DEVICE: &str = "dax0.0";
+const DRIVERS: &str = "/sys/bus/dax/drivers";
+
+fn driver(file: &str) {
+    fs::write(format!("{DRIVERS}/{file}"), DEVICE)
+        .unwrap_or_else(|error| panic!("{file}: {error}"));
+}
+
+/// Files with the state of each block of memory of the node.
+fn blocks() -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/sys/devices/system/node/node{DEVICE_NODE}")).unwrap();
+    let block = |name: &str| name.strip_prefix("memory").is_some_and(|n| n.parse::<u32>().is_ok());
+    entries
+        .map(|entry| entry.unwrap())
+        .filter(|entry| block(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path().join("state"))
+        .collect()
+}
+
+fn set_blocks(state: &str) {
+    // A page may be in other hands for a moment.
+    let deadline = Instant::now() + PATIENCE;
+    let is = |block: &PathBuf| fs::read_to_string(block).unwrap().trim() == "offline";
+    for block in blocks().iter().filter(|block| is(block) != (state == "offline")) {
+        while let Err(error) = fs::write(block, state) {
+            assert!(Instant::now() < deadline, "{}: {error}", block.display());
         }
-        Ok(taken)
     }
 }
 
-impl Drop for Offline {
+impl DeviceNode {
+    fn online() -> Self {
+        driver("device_dax/unbind");
+        if !Path::new(DRIVERS).join("kmem").exists() {
+            let module = images::locate().unwrap().modules.join("kmem.ko");
+            let loaded = Command::new("/sbin/insmod").arg(module).status().unwrap();
+            assert!(loaded.success());
+        }
+        driver("kmem/new_id");
+        set_blocks("online_movable");
+        assert!(neap_memory::numa::nodes::with_memory().contains(&DEVICE_NODE));
+        Self
+    }
+}
+
+impl Drop for DeviceNode {
     fn drop(&mut self) {
-        for state in &self.0 {
-            fs::write(state, "online_movable").unwrap();
-        }
+        set_blocks("offline");
+        driver("kmem/unbind");
+        driver("kmem/remove_id");
+        driver("device_dax/bind");
     }
 }
 
-/// The kernel moves what is on the node elsewhere, or refuses. The guest loses
-/// nothing, moves are told that there is no room, and what is on another node
-/// than Neap has it is named.
+/// The kernel moves what is on the node elsewhere. The guest loses nothing,
+/// moves are told that there is no room, and what is on another node than Neap
+/// has it is named.
 fn offline(engine: EngineName) {
-    let rig = rig(Backing::Anon, Backing::Node(1), Kind::Public, Some(engine));
+    let _node = DeviceNode::online();
+    let region = Backing::Node(DEVICE_NODE);
+    let rig = rig(Backing::Node(0), region, Kind::Public, Some(engine));
     bring(&rig.tiers, POOL);
     assert_eq!(rig.tiers.verify().unwrap().mismatches, []);
     let since = Instant::now();
-    let taken = Offline::take(1);
+    set_blocks("offline");
     eprintln!("offline after {} ms", since.elapsed().as_millis());
     rig.guest.wait_passes(2, PATIENCE).unwrap();
-    match &taken {
-        Ok(_) => {
-            let found = rig.tiers.verify().unwrap();
-            let (range, what) = found.mismatches.first().expect("they are elsewhere now");
-            assert!(what.contains("other nodes"), "{range}: {what}");
-        }
-        Err(why) => eprintln!("the kernel refuses: {why}"),
-    }
-    // Home is there, and nothing waits.
+    let found = rig.tiers.verify().unwrap();
+    let (range, what) = found.mismatches.first().expect("they are elsewhere now");
+    assert!(what.contains("other nodes"), "{range}: {what}");
+    // Home is there, nothing waits, and nothing goes where nothing is.
     bring(&rig.tiers, Target::Home);
     assert_eq!(rig.tiers.verify().unwrap().mismatches, []);
-    if taken.is_ok() && engine == EngineName::Node {
-        let report = send(&rig.tiers, POOL);
-        assert_eq!(report.count(Outcome::NoFrame), GRANULES, "{report:?}");
-    }
-    drop(taken);
+    let report = send(&rig.tiers, POOL);
+    assert_eq!(report.count(Outcome::NoFrame), GRANULES, "{report:?}");
+    rig.guest.wait_passes(1, PATIENCE).unwrap();
+    set_blocks("online_movable");
     bring(&rig.tiers, POOL);
+    assert_eq!(rig.tiers.verify().unwrap().mismatches, []);
     bring(&rig.tiers, Target::Home);
     rig.end();
 }

@@ -24,12 +24,14 @@
 mod books;
 mod copy;
 mod hands;
+mod node;
 mod pages;
 
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use self::node::Online;
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::losses::Losses;
@@ -39,7 +41,7 @@ use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
-use crate::numa::{Placement, calls, nodes};
+use crate::numa::{Placement, calls};
 use crate::space::Space;
 use crate::table::Place;
 use crate::uffd::{Modes, MoveError, Userfaultfd};
@@ -56,6 +58,8 @@ pub(crate) struct MoveEngine {
     /// Whether granules are to be huge pages.
     huge: bool,
     placement: Placement,
+    /// Whether the node of each pool has memory.
+    online: Vec<Online>,
     losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
@@ -91,7 +95,8 @@ impl MoveEngine {
             let _ = memory::advise_huge(range, huge);
         }
         let losses = Losses::default();
-        Ok(Self { uffd, space, home, pools, huge, placement, losses, hooks, fatal })
+        let online = frames.iter().map(|_| Online::default()).collect();
+        Ok(Self { uffd, space, home, pools, huge, placement, online, losses, hooks, fatal })
     }
 
     /// Where the guest sees a granule.
@@ -126,11 +131,7 @@ impl MoveEngine {
             Inject::Nothing | Inject::Omit | Inject::Poison => {}
         }
         let (row, index) = self.slot(step.granule, step.to);
-        let nodes = self.placement.of(step.to);
-        let room = row.is_backed(index)
-            || nodes.is_empty()
-            || nodes::have_room(nodes, self.space.size().bytes());
-        if !room {
+        if !self.has_room(step.to, row, row.is_backed(index)) {
             return Err(Outcome::NoFrame);
         }
         row.back(index).map_err(|_| Outcome::NoFrame)
