@@ -54,6 +54,7 @@ fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
     let moves = churn.finish();
     eprintln!("moved: {moves:?}");
     assert_eq!(moves[0].misplaced, 0, "the kernel says that pages are elsewhere");
+    assert_eq!(moves[0].unaccounted, 0, "the kernel has other books");
     (ended.expect_status(0), moves)
 }
 
@@ -88,7 +89,7 @@ fn memtester() {
 
 /// A program of this machine and the libraries that it needs, with their
 /// paths in the guest.
-fn programs(program: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn programs(program: &Path) -> Vec<(String, Vec<u8>)> {
     let ldd = Command::new("ldd").arg(program).output().unwrap();
     assert!(ldd.status.success(), "ldd {}: {ldd:?}", program.display());
     let text = String::from_utf8(ldd.stdout).unwrap();

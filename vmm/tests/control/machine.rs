@@ -37,6 +37,8 @@ pub(crate) struct Slow {
     pub(crate) pins: Arc<AtomicUsize>,
     policy: Mutex<PolicyName>,
     on_failure: Mutex<Option<OnFailure>>,
+    /// What comes of granules, if they do not move.
+    pub(crate) outcome: Mutex<Option<Outcome>>,
 }
 
 type OnFailure = Box<dyn Fn(api::MemoryFailed) + Send + Sync>;
@@ -66,7 +68,7 @@ impl Memory for Slow {
         }
         let mut report = Report::default();
         let total = range.size() / GRANULE;
-        let mut outcome = Outcome::Moved;
+        let mut outcome = self.outcome.lock().unwrap().unwrap_or(Outcome::Moved);
         while !self.go.load(Ordering::SeqCst) {
             let so_far = Progress { done: 0, total, moved: report.moved };
             if self.over.load(Ordering::SeqCst) || progress(&so_far).is_break() {
