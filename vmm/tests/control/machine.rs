@@ -156,8 +156,8 @@ impl Memory for Slow {
         Err(format!("there is no device region {region}"))
     }
 
-    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
-        Err(format!("there is no device region {region}"))
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String> {
+        Err(format!("there is no device region {}", asked.region))
     }
 
     fn fail_page(&self, gpa: Gpa) -> Result<(), String> {
