@@ -128,7 +128,8 @@ fn window(backing: Backing, granule: GranuleSize) -> Ran {
     rig.bring(used, Target::Home);
     let (home, region) = checked(&rig);
     assert!(home.found >= size / 2, "{home:?}");
-    assert_eq!((region.found, region.untouched), (size / 2, 0));
+    // Private memory is taken under control in pieces of 2 MiB.
+    assert!((size / 2..=size).contains(&region.found) && region.untouched == 0, "{region:?}");
     rig.bring(used, POOL);
     // Other frames may be nearer than those that it had.
     let (_, region) = checked(&rig);
