@@ -6,13 +6,14 @@ mod host_tiers {
     pub(crate) mod gone;
     pub(crate) mod hmm;
     pub(crate) mod nodes;
+    pub(crate) mod plug;
     pub(crate) mod refusals;
 }
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use host_tiers::{gone, hmm, nodes, refusals};
+use host_tiers::{gone, hmm, nodes, plug, refusals};
 use libtest_mimic::{Arguments, Trial};
 use neap_vmm::lab;
 
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
     }
     // Guests share two processors and a lab's memory.
     arguments.test_threads = Some(1);
-    let trials = [refusals::trials(), nodes::trials(), gone::trials(), hmm::trials()];
+    let trials =
+        [refusals::trials(), nodes::trials(), plug::trials(), gone::trials(), hmm::trials()];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }
 

@@ -124,7 +124,17 @@ impl Tiers {
         };
         let memory = Arc::clone(memory);
         let heat = Mutex::new(heat);
-        Ok(Self { heat, fault, movers, plugging: Mutex::default(), core, config, _memory: memory })
+        let backings = config.regions.iter().map(|region| region.backing).collect();
+        Ok(Self {
+            heat,
+            fault,
+            movers,
+            plugging: Mutex::default(),
+            backings: Mutex::new(backings),
+            core,
+            config,
+            _memory: memory,
+        })
     }
 }
 

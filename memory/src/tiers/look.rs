@@ -102,7 +102,9 @@ impl Tiers {
     /// Status.
     pub fn status(&self) -> TiersStatus {
         let core = &self.core;
-        let pools = core.pools.iter().zip(&self.config.regions).map(|(pool, region)| {
+        let backings = lock(&self.backings).clone();
+        let regions = self.config.regions.iter().zip(backings);
+        let pools = core.pools.iter().zip(regions).map(|(pool, (region, backing))| {
             let (id, kind, stats) = {
                 let pool = lock(pool);
                 (pool.id(), pool.kind(), pool.stats())
@@ -110,7 +112,7 @@ impl Tiers {
             let window = region.window.and_then(|slot| core.space.parts().get(slot));
             let window = window.map(|part| part.range);
             let gone = core.gone.is(id);
-            PoolStatus { id, kind, backing: region.backing, window, stats, gone }
+            PoolStatus { id, kind, backing, window, stats, gone }
         });
         TiersStatus {
             granule: core.space.size(),

@@ -40,7 +40,7 @@ pub use failure::{FailPageError, Failure, Met, OnFailure};
 pub use gone::RegionGone;
 pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
-pub use plug::{PlugError, Unplugged};
+pub use plug::{PlugError, PlugMemory, Unplugged};
 pub use policy::PolicyRefused;
 
 use self::core::Core;
@@ -48,7 +48,7 @@ use self::movers::Movers;
 use crate::granule::Granule;
 use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
 use crate::table::{PinError, Place};
-use crate::{GpaRange, GuestMemory};
+use crate::{Backing, GpaRange, GuestMemory};
 
 /// The tiers of one guest. Every method may be called from any thread but
 /// those of the tiers.
@@ -59,6 +59,8 @@ pub struct Tiers {
     movers: Arc<Movers>,
     /// Held while a region is taken away or given back.
     plugging: Mutex<()>,
+    /// Host memory behind each region, which `plug` may change.
+    backings: Mutex<Vec<Backing>>,
     core: Arc<Core>,
     config: TiersConfig,
     // Last: what is above works in it.

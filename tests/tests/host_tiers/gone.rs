@@ -17,7 +17,7 @@ use neap_memory::granule::{GranuleSize, Kind, PoolId};
 use neap_memory::guest::RangeSpec;
 use neap_memory::migrate::{MigrateRequest, Outcome, Report, Select, Target};
 use neap_memory::table::Place;
-use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig};
+use neap_memory::tiers::{PlugMemory, RegionConfig, Tiers, TiersConfig};
 use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 use neap_tests::{Guest, connect};
 use neap_vmm::bare::{self, Writer};
@@ -221,7 +221,7 @@ fn at_rest() {
     let gone = "the device of region 0 is gone";
     let unplugged = tiers.unplug(0, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(unplugged.to_string().starts_with(gone), "{unplugged}");
-    assert!(tiers.plug(0).unwrap_err().to_string().starts_with(gone));
+    assert!(tiers.plug(0, PlugMemory::default()).unwrap_err().to_string().starts_with(gone));
     // It comes back: what was lost stays lost.
     drop(unbound);
     assert_eq!(send(&tiers, away, Target::Home).moved.bytes, 0);

@@ -118,11 +118,11 @@ pub trait Memory: Send + Sync {
         progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
     ) -> Result<api::Unplugged, String>;
 
-    /// Gives a region back.
+    /// Gives a region back, with other memory behind it if that is asked for.
     ///
     /// # Errors
     /// Why not.
-    fn plug(&self, region: u8) -> Result<api::Plugged, String>;
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String>;
 
     /// Makes the host's page behind `gpa` fail.
     ///

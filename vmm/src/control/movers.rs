@@ -45,7 +45,7 @@ pub(super) enum Job {
     Pin(api::Range),
     Unpin(u64),
     Unplug(u8),
-    Plug(u8),
+    Plug(api::Plug),
     FailPage(u64),
     Policy(Option<PolicyWord>),
 }
@@ -167,9 +167,9 @@ impl Means {
                 None => Err(Error::new(ErrorKind::Refused, format!("there is no pin {number}"))),
             },
             Job::Unplug(region) => self.unplug(region, &reply),
-            Job::Plug(region) => match memory.plug(region) {
+            Job::Plug(asked) => match memory.plug(&asked) {
                 Ok(plugged) => {
-                    self.tell_region(region, true);
+                    self.tell_region(asked.region, true);
                     Ok(Answer::Plugged(plugged))
                 }
                 Err(why) => Err(refused(why)),

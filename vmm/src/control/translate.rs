@@ -9,7 +9,7 @@ use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::table::Place;
-use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, Residence, Tiers};
+use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, PlugMemory, Residence, Tiers};
 use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};
 
@@ -142,8 +142,9 @@ impl Memory for Tiers {
         })
     }
 
-    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
-        let frames = Self::plug(self, region).map_err(|error| error.to_string())?;
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String> {
+        let memory = PlugMemory { pool: asked.pool, backing: asked.backing.map(|word| word.0) };
+        let frames = Self::plug(self, asked.region, memory).map_err(|error| error.to_string())?;
         Ok(api::Plugged { frames })
     }
 

@@ -37,6 +37,8 @@ pub(crate) struct Slow {
     pub(crate) pins: Arc<AtomicUsize>,
     policy: Mutex<PolicyName>,
     on_failure: Mutex<Option<OnFailure>>,
+    /// What comes of granules, if they do not move.
+    pub(crate) outcome: Mutex<Option<Outcome>>,
 }
 
 type OnFailure = Box<dyn Fn(api::MemoryFailed) + Send + Sync>;
@@ -66,7 +68,7 @@ impl Memory for Slow {
         }
         let mut report = Report::default();
         let total = range.size() / GRANULE;
-        let mut outcome = Outcome::Moved;
+        let mut outcome = self.outcome.lock().unwrap().unwrap_or(Outcome::Moved);
         while !self.go.load(Ordering::SeqCst) {
             let so_far = Progress { done: 0, total, moved: report.moved };
             if self.over.load(Ordering::SeqCst) || progress(&so_far).is_break() {
@@ -154,8 +156,8 @@ impl Memory for Slow {
         Err(format!("there is no device region {region}"))
     }
 
-    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
-        Err(format!("there is no device region {region}"))
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String> {
+        Err(format!("there is no device region {}", asked.region))
     }
 
     fn fail_page(&self, gpa: Gpa) -> Result<(), String> {

@@ -41,7 +41,7 @@ use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
-use crate::numa::{Placement, calls};
+use crate::numa::{Placed, Placement, calls};
 use crate::space::Space;
 use crate::table::Place;
 use crate::uffd::{Modes, MoveError, Userfaultfd};
@@ -57,7 +57,7 @@ pub(crate) struct MoveEngine {
     pools: Vec<Slots>,
     /// Whether granules are to be huge pages.
     huge: bool,
-    placement: Placement,
+    placement: Placed,
     /// Whether the node of each pool has memory.
     online: Vec<Online>,
     losses: Losses,
@@ -94,7 +94,7 @@ impl MoveEngine {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             let _ = memory::advise_huge(range, huge);
         }
-        let losses = Losses::default();
+        let (losses, placement) = (Losses::default(), Placed::new(placement));
         let online = frames.iter().map(|_| Online::default()).collect();
         Ok(Self { uffd, space, home, pools, huge, placement, online, losses, hooks, fatal })
     }
@@ -314,6 +314,14 @@ impl Engine for MoveEngine {
         self.bytes_taken_by(step)
     }
 
+    fn place_pool(&self, pool: PoolId, node: Option<u32>) -> Result<(), Errno> {
+        self.bind_pool(pool, node)
+    }
+
+    fn placement(&self) -> Arc<Placement> {
+        self.placement.now()
+    }
+
     fn rows(&self) -> Vec<Row<'_>> {
         self.all_rows()
     }
@@ -324,13 +332,14 @@ impl Engine for MoveEngine {
 
     fn verifier(&self) -> Result<Verifier<'_>, Errno> {
         let bytes = self.space.bytes() as u64;
+        let placement = self.placement.now();
         Ok(Box::new(move |granule, place, mapped| {
             let guest = HvaRange::new(self.guest(granule), self.space.bytes());
             let in_guest = memory::present(guest)?;
             let (row, index) = self.slot(granule, place);
             let in_slot = memory::present(row.slot(index))?;
             let all_huge = in_guest.huge + in_slot.huge == bytes;
-            let misplaced = |range| self.placement.misplaced(range, place, all_huge);
+            let misplaced = |range| placement.misplaced(range, place, all_huge);
             let wrong = match (mapped, in_guest.bytes, in_slot.bytes) {
                 (true, found, 0) if found == bytes => misplaced(guest)?,
                 (false, 0, found) if found == bytes => misplaced(row.slot(index))?,

@@ -21,7 +21,8 @@ impl MoveEngine {
     /// Whether the node of `to` can give a slot of `row` memory, or, if it has
     /// some, is the node where that is.
     pub(super) fn has_room(&self, to: Place, row: &Slots, is_backed: bool) -> bool {
-        let nodes = self.placement.of(to);
+        let placement = self.placement.now();
+        let nodes = placement.of(to);
         if nodes.is_empty() {
             return true;
         }

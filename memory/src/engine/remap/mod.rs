@@ -280,6 +280,12 @@ impl Engine for RemapEngine {
         self.bytes_taken_by(step)
     }
 
+    fn gives_back(&self, pool: PoolId) -> bool {
+        // Huge pages stay reserved, and a device has nothing to give.
+        let area = self.pools.get(usize::from(pool.0));
+        area.is_none_or(|area| area.kind == FileKind::Small)
+    }
+
     fn rows(&self) -> Vec<Row<'_>> {
         self.all_rows()
     }

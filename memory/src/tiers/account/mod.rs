@@ -168,11 +168,12 @@ impl Tiers {
         };
         let all = core.space.parts().iter().map(|part| part.range.size()).sum();
         let mut tiers = vec![tier(0, None, self.config.ram, all)];
-        for (index, region) in self.config.regions.iter().enumerate() {
+        let backings = lock(&self.backings).clone();
+        for (index, backing) in backings.into_iter().enumerate() {
             let frames = core.pools.get(index).map_or(0, |pool| lock(pool).frames());
             let limit = u64::from(frames) * bytes;
             // There are at the most 255 regions.
-            tiers.push(tier(index + 1, Some(PoolId(index as u8)), region.backing, limit));
+            tiers.push(tier(index + 1, Some(PoolId(index as u8)), backing, limit));
         }
         let ranges = self.ranges(rows);
         let is_huge = |tier: &TierAccount| tier.backing.is_hugetlb();
@@ -253,7 +254,7 @@ impl Tiers {
             let (smaps, tables) = (resident.anon_huge, found.huge);
             wrong.push(format!("smaps has {smaps} bytes in huge pages, page tables {tables}"));
         }
-        let placement = self.config.placement();
+        let placement = self.core.engine.placement();
         if placement.home.is_empty() || accounts.nodes.is_empty() || resident.swap > 0 {
             return;
         }

@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
+use neap_memory::Backing;
 use neap_memory::policy::PolicyName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::units::{Address, Size};
 use crate::control::api::{
-    self, ErrorKind, Hex, Migrated, PolicyWord, Request, Residency, SelectFlag, Status, To,
+    self, BackingWord, ErrorKind, Hex, Migrated, PolicyWord, Request, Residency, SelectFlag,
+    Status, To,
 };
 use crate::control::client::{Client, ClientError, Events};
 use crate::failure::{Failure, Outcome, SUCCESS, print};
@@ -98,11 +100,17 @@ enum Action {
         #[arg(long, value_name = "N")]
         region: u8,
     },
-    /// Give a device region back that unplug took away
+    /// Give a device region back that unplug took away, or another in its place
     Plug {
         /// The region's number: the first --device-memory is 0
         #[arg(long, value_name = "N")]
         region: u8,
+        /// Bytes of its pool from now on, at the most what it was started with
+        #[arg(long, value_name = "SIZE")]
+        pool: Option<Size>,
+        /// Host memory behind it from now on: anon, node:N
+        #[arg(long, value_name = "KIND")]
+        backing: Option<Backing>,
     },
     /// Make the host's page behind a page of guest memory fail, for good, to try
     /// what follows (needs CAP_SYS_ADMIN and a kernel with CONFIG_MEMORY_FAILURE)
@@ -240,7 +248,11 @@ pub fn execute(args: CtlArgs) -> Outcome {
         Action::Unplug { region } => {
             talk.tell("unplug", &Request::Unplug { region }, plug::unplugged)
         }
-        Action::Plug { region } => talk.tell("plug", &Request::Plug { region }, plug::plugged),
+        Action::Plug { region, pool, backing } => {
+            let (pool, backing) = (pool.map(|pool| pool.0), backing.map(BackingWord));
+            let request = Request::Plug(api::Plug { region, pool, backing });
+            talk.tell("plug", &request, plug::plugged)
+        }
         Action::FailPage { address } => {
             let request = Request::FailPage { address: Hex(address.0) };
             talk.tell("fail-page", &request, plug::page_failed)

@@ -47,7 +47,9 @@ pub use answer::{
 };
 pub use event::{Event, Lost, MemoryFailed, MetBy, NoMemory, PolicyChanged, RegionChanged};
 pub use job::{Job, JobKind, JobState, Jobs};
-pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
+pub use request::{
+    BackingWord, Evacuate, Hex, Migrate, Plug, PolicyWord, Range, Request, SelectFlag, To,
+};
 
 /// Longest line that a client may send, in bytes, with its line break.
 pub const MAX_LINE: usize = 64 << 10;

@@ -10,7 +10,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::super::api::{self, Error, ErrorKind, Evacuate, Hex, Migrate, PolicyWord, Range};
+use super::super::api::{self, Error, ErrorKind, Evacuate, Hex, Migrate, Plug, PolicyWord, Range};
 use super::super::server::Ways;
 use super::super::{Form, Outgoing, Rendered, Reply};
 use super::answer::{self, JSON, METRICS};
@@ -216,8 +216,8 @@ async fn carry_out(
             (api::Request::Unplug { region }, StatusCode::OK, None)
         }
         Action::Plug => {
-            let Region { region } = read::json(request, &ways.limits).await?;
-            (api::Request::Plug { region }, StatusCode::OK, None)
+            let asked = read::json::<Plug>(request, &ways.limits).await?;
+            (api::Request::Plug(asked), StatusCode::OK, None)
         }
         Action::FailPage => {
             let Page { address } = read::json(request, &ways.limits).await?;
