@@ -8,7 +8,10 @@
 //!
 //! Whoever finds it says so first ([`Gone`]) and gives up what nobody has
 //! claimed; whoever settles a granule looks at it afterwards. So none is left
-//! out, and nobody waits for anybody.
+//! out, and nobody waits for anybody. That needs each to see what the other wrote
+//! before: both write with a locked instruction, the state word by
+//! compare-exchange and the mark by a swap, which x86-64 never lets a later read
+//! pass.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

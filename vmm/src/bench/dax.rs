@@ -3,6 +3,9 @@
 //!
 //! A bare guest writes to every page of its memory all the while; each turn
 //! moves half of it to the device, which parks nobody, and home again.
+//!
+//! Where there is no device a file of huge pages can stand in for one: it is left
+//! in the same way, with vCPUs parked, and mapped over by the same calls.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -50,16 +53,17 @@ struct Moving {
 }
 
 impl Moving {
-    fn new(device: DaxPath, vcpus: usize) -> Result<Self, BenchError> {
+    fn new(device: Option<DaxPath>, vcpus: usize) -> Result<Self, BenchError> {
         let range = window(WINDOW)?;
         let spec = RangeSpec { range, backing: Backing::Hugetlb, prefault: true };
         let memory = Arc::new(GuestMemory::new(&[spec])?);
         let gate = Arc::new(Gate::new(0, Wanted::Run));
-        let backing = Backing::Dax(device);
+        let backing = device.map_or(Backing::Hugetlb, Backing::Dax);
         let region = RegionConfig { window: None, pool: BATCH, kind: Kind::Public, backing };
         let config = TiersConfig {
             ram: Backing::Hugetlb,
             regions: vec![region],
+            unwatched_pools: device.is_none(),
             park: Some(Arc::new(Holder(Arc::clone(&gate)))),
             ..TiersConfig::new(GranuleSize::M2, fatal)
         };
@@ -124,21 +128,31 @@ impl Moving {
     }
 }
 
-/// Measures `turns` turns with each number of vCPUs.
+/// Measures `turns` turns with each number of vCPUs; without a `device`, of a
+/// file that stands in for one.
 ///
 /// # Errors
 /// [`BenchError::Unable`] if this machine has no such device.
-pub fn measure(device: &str, turns: usize, tell: &mut dyn FnMut(&str)) -> Result<Rows, BenchError> {
+pub fn measure(
+    device: Option<&str>,
+    turns: usize,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Rows, BenchError> {
     if turns == 0 {
         return Err(BenchError::NoRuns(turns));
     }
-    let unable = || BenchError::Unable(format!("--device {device} is no path of a device"));
-    let path = DaxPath::new(device).ok_or_else(unable)?;
+    let path = |text: &str| {
+        let unable = || BenchError::Unable(format!("--device {text} is no path of a device"));
+        DaxPath::new(text).ok_or_else(unable)
+    };
+    let path = device.map(path).transpose()?;
+    let name = device.unwrap_or("a file");
     let interrupts = Interrupts::watch()?;
-    let _pages = HugePages::free(&Host::this_machine(), WINDOW)?;
+    let pages = if device.is_none() { WINDOW + BATCH } else { WINDOW };
+    let _pages = HugePages::free(&Host::this_machine(), pages)?;
     let mut rows = Rows::default();
     for vcpus in VCPUS {
-        tell(&format!("leaving {device} under {vcpus} vCPUs"));
+        tell(&format!("leaving {name} under {vcpus} vCPUs"));
         let mut moving = Moving::new(path, vcpus)?;
         // Frames and aliases are mapped when they are first used.
         moving.turn()?;
@@ -149,18 +163,24 @@ pub fn measure(device: &str, turns: usize, tell: &mut dyn FnMut(&str)) -> Result
         }
         let stalls = moving.stalls();
         moving.check()?;
-        rows.rows.extend(rows_of(vcpus, &found, &stalls)?);
+        let subject = if path.is_some() { "dax" } else { "dax.file" };
+        rows.rows.extend(rows_of(subject, vcpus, &found, &stalls)?);
     }
     Ok(rows)
 }
 
-fn rows_of(vcpus: usize, found: &[Stalls], all: &Stalls) -> Result<Vec<Row>, BenchError> {
+fn rows_of(
+    subject: &str,
+    vcpus: usize,
+    found: &[Stalls],
+    all: &Stalls,
+) -> Result<Vec<Row>, BenchError> {
     let each = |nanos: fn(&Stalls) -> u64| {
         samples(found.iter().map(|turn| nanos(turn) as f64 / 1e3 / turn.batches as f64).collect())
     };
     let stall = each(|turn| turn.nanos)?;
     let copy = each(|turn| turn.copying_nanos)?;
-    let name = |what: &str| format!("dax.{what}.{vcpus}vcpu");
+    let name = |what: &str| format!("{subject}.{what}.{vcpus}vcpu");
     let beside = Figure::difference(&name("stall_beside_copy_us"), "us", &stall, &copy);
     let mut rows = vec![Row {
         quantity: format!("stall of a batch, {vcpus} vCPU"),
@@ -196,7 +216,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let refused = |device: &str, turns| measure(device, turns, &mut |_| {}).unwrap_err();
+        let refused = |device: &str, turns| measure(Some(device), turns, &mut |_| {}).unwrap_err();
         assert!(matches!(refused("/dev/dax0.0", 0), BenchError::NoRuns(0)));
         assert!(matches!(refused(&"x".repeat(99), 1), BenchError::Unable(_)));
     }
@@ -210,7 +230,7 @@ mod tests {
             longest_nanos: 3_000_000,
             ..Stalls::default()
         };
-        let rows = rows_of(2, &[turn, turn], &turn).unwrap();
+        let rows = rows_of("dax", 2, &[turn, turn], &turn).unwrap();
         let values: Vec<_> =
             rows.iter().map(|row| (row.figure.name.as_str(), row.figure.value)).collect();
         assert_eq!(values[0], ("dax.stall_beside_copy_us.2vcpu", 500.0));

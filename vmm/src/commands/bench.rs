@@ -109,6 +109,9 @@ enum Subject {
         /// Which device
         #[arg(long, value_name = "PATH", default_value = "/dev/dax0.0")]
         device: String,
+        /// Measure a file of huge pages that stands in for a device
+        #[arg(long, conflicts_with = "device")]
+        stand_in: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -176,9 +179,10 @@ pub fn execute(args: BenchArgs) -> Outcome {
                 )
             })
         }
-        Subject::Dax { runs, device, output } => {
+        Subject::Dax { runs, device, stand_in, output } => {
             let mut say = |what: &str| tell(format_args!("measuring {what}"));
-            let rows = dax::measure(&device, runs, &mut say).map_err(failure)?;
+            let rows =
+                dax::measure((!stand_in).then_some(&device), runs, &mut say).map_err(failure)?;
             show_rows(&rows, &output, |machine| {
                 format!("{}{}", heading(machine, runs), rows.text("memory that leaves a device"))
             })

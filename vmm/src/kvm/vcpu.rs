@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use neap_memory::poison::{self, Lost};
@@ -59,8 +60,8 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
     let _report = PanicReport(&shared.reporter);
     let Some(counters) = shared.counters.get(index) else { return };
     let mut kickable = Kickable::new(&mut fd);
-    // Entries in a row that found memory out of reach.
-    let mut unreachable = 0;
+    // Since when memory has been out of reach.
+    let mut unreachable: Option<Instant> = None;
     loop {
         kickable.rearm();
         match shared.gate.wanted() {
@@ -81,16 +82,16 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
         };
         let next = match next {
             Next::Unreachable
-                if unreachable < UNREACHABLE_MOST && shared.failures.unreachable() =>
+                if unreachable.get_or_insert_with(Instant::now).elapsed() < UNREACHABLE_MOST
+                    && shared.failures.unreachable() =>
             {
-                unreachable += 1;
-                thread::yield_now();
+                thread::sleep(UNREACHABLE_AGAIN);
                 continue;
             }
             Next::Unreachable => Next::Fail("KVM_RUN: it cannot reach guest memory".to_owned()),
             next => next,
         };
-        unreachable = 0;
+        unreachable = None;
         match next {
             Next::Resume | Next::Unreachable => {}
             Next::TripleFault => return shared.reporter.report(StopReason::TripleFault),
@@ -104,9 +105,11 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
     }
 }
 
-/// How often memory may be out of reach while another thread marks what is lost
-/// of it: that takes microseconds a granule.
-const UNREACHABLE_MOST: u32 = 10_000;
+/// How long memory may be out of reach while another thread marks what is lost
+/// of it, which takes some tens of microseconds a granule, and how soon it is
+/// tried again.
+const UNREACHABLE_MOST: Duration = Duration::from_secs(60);
+const UNREACHABLE_AGAIN: Duration = Duration::from_millis(1);
 
 /// Tells the guest of memory that it met and that has failed.
 fn after_failure(lost: Lost, next: Next, vcpu: &VcpuFd, shared: &Shared) -> Next {
