@@ -11,7 +11,7 @@ use crate::park::Stalls;
 /// Longest time for which a vCPU is to be parked.
 pub(crate) const LIMIT: Duration = Duration::from_millis(10);
 /// What batches are made for: some take longer than the ones before.
-const AIM: Duration = Duration::from_millis(5);
+const AIM: Duration = Duration::from_millis(3);
 /// Most granules in a batch.
 const MOST: u64 = 64;
 
@@ -136,13 +136,13 @@ mod tests {
             Batch { granules, stall, parking, copying, mapping, vcpus: 1 }
         };
         pace.note(batch(1, 1));
-        assert_eq!(pace.next(), 5);
+        assert_eq!(pace.next(), 3);
         pace.note(batch(1, 20));
         assert_eq!(pace.next(), 1);
         for _ in 0..100 {
             pace.note(batch(1, 1));
         }
-        assert_eq!(pace.next(), 5);
+        assert_eq!(pace.next(), 3);
         let stalls = pace.stalls();
         assert_eq!((stalls.batches, stalls.longest_nanos), (102, 20_000_000));
     }
