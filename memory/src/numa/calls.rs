@@ -11,6 +11,9 @@ use crate::hva::HvaRange;
 
 /// include/uapi/linux/mempolicy.h
 const MPOL_BIND: libc::c_ulong = 2;
+/// The nodes are what they are called: without it a cpuset that changes puts
+/// others in their places (`mpol_rebind_nodemask` in mm/mempolicy.c).
+const MPOL_F_STATIC_NODES: libc::c_ulong = 1 << 15;
 const MPOL_MF_MOVE: libc::c_ulong = 1 << 1;
 /// Nodes that a mask has room for: `MAX_NUMNODES` of the largest kernel
 /// (`CONFIG_NODES_SHIFT=10`).
@@ -50,7 +53,7 @@ fn mbind(range: HvaRange, nodes: &[u32], flags: libc::c_ulong) -> Result<(), Err
             libc::SYS_mbind,
             range.start().as_ptr(),
             range.len(),
-            MPOL_BIND,
+            MPOL_BIND | MPOL_F_STATIC_NODES,
             mask.as_ptr(),
             NODES as libc::c_ulong + 1,
             flags,

@@ -257,6 +257,10 @@ impl Core {
             self.abort(claimed);
             return Err(Outcome::Poisoned);
         }
+        if self.gone.has(to) {
+            self.abort(claimed);
+            return Err(Outcome::BadFrame);
+        }
         let from_mapped = claimed.was_mapped || claimed.from == Place::Untouched;
         let to_mapped = match to {
             Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
@@ -391,7 +395,19 @@ impl Core {
         // Before the frames are put, so that nobody gets one of these again.
         let losses = self.engine.losses(&mut steps.iter().map(|step| step.granule));
         let found = if losses.is_empty() { Vec::new() } else { self.find_gone() };
-        for (granule, place) in losses.into_iter().filter(|(_, place)| !self.gone.has(*place)) {
+        for (granule, place) in losses {
+            if self.gone.has(place) {
+                // What stays in a region that is gone is given up with it. What
+                // left it has come without what was lost on the way.
+                let left = steps.iter().zip(&outcomes).any(|(step, outcome)| {
+                    (step.granule, step.from) == (granule, place) && *outcome == Outcome::Moved
+                });
+                if left {
+                    self.damaged.insert(granule);
+                    self.lose(granule, None, place, Met::Unbound);
+                }
+                continue;
+            }
             let ahead = steps.iter().any(|step| (step.granule, step.to) == (granule, place));
             if !ahead {
                 self.damaged.insert(granule);

@@ -28,8 +28,8 @@ use crate::table::Place;
 pub(crate) struct Gone {
     any: AtomicBool,
     pools: Box<[AtomicBool]>,
-    /// Granules that were given up; held while one is.
-    given_up: Mutex<BTreeSet<Granule>>,
+    /// Held while a granule is given up.
+    given_up: Mutex<GivenUp>,
 }
 
 impl Gone {
@@ -60,6 +60,14 @@ impl Gone {
     }
 }
 
+#[derive(Debug, Default)]
+struct GivenUp {
+    /// Granules that are marked.
+    marked: BTreeSet<Granule>,
+    /// Those that could not be: the next look tries again.
+    failed: BTreeSet<Granule>,
+}
+
 /// A region that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionGone {
@@ -82,6 +90,10 @@ impl Tiers {
 impl Core {
     /// Looks whether regions are gone, and gives up what was in those that are.
     pub(crate) fn look_for_gone(&self) {
+        if self.gone.any.load(Ordering::Acquire) {
+            let again = lock(&self.gone.given_up).failed.clone();
+            again.into_iter().for_each(|granule| self.give_up_if_gone(granule));
+        }
         for pool in self.find_gone() {
             self.give_up_region(pool);
         }
@@ -155,12 +167,18 @@ impl Core {
         let mut given_up = lock(&self.gone.given_up);
         let view = self.table.get(granule);
         let gone = self.gone.has(self.space.actual(granule, view.place));
-        if !gone || view.moving || given_up.contains(&granule) {
+        if !gone || view.moving || given_up.marked.contains(&granule) {
             return;
         }
-        // What cannot be marked stays out of reach: KVM_RUN says so.
-        if self.engine.give_up(granule).is_ok() {
-            given_up.insert(granule);
+        // What cannot be marked stays out of reach until it can.
+        match self.engine.give_up(granule) {
+            Ok(()) => {
+                given_up.failed.remove(&granule);
+                given_up.marked.insert(granule);
+            }
+            Err(_) => {
+                given_up.failed.insert(granule);
+            }
         }
     }
 }

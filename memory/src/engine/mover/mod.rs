@@ -240,7 +240,12 @@ impl Engine for MoveEngine {
 
     fn place_first(&self, granule: Granule, to: Place) -> Result<(), Errno> {
         let (row, index) = self.slot(granule, to);
-        if row.is_backed(index) {
+        let is_backed = row.is_backed(index);
+        // Where the node has none left the kernel would end this process.
+        if !self.has_room(to, row, is_backed) {
+            return Err(Errno::NOMEM);
+        }
+        if is_backed {
             // SAFETY: the slot was claimed for this granule and is not mapped
             // in the guest.
             if unsafe { memory::zero(row.slot(index), true) }.is_err() {

@@ -4,9 +4,12 @@
 #![allow(unsafe_code)]
 
 use std::ops::Range;
+use std::ptr::null_mut;
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{
+    MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap,
+};
 
 use super::RemapEngine;
 use super::files::{FileKind, Spot};
@@ -83,28 +86,16 @@ impl RemapEngine {
         }
     }
 
+    /// Maps `spot` over `range`, or leaves what is mapped there.
     pub(super) fn map_fixed(&self, range: HvaRange, spot: Spot<'_>) -> Result<(), Errno> {
-        let mut flags = MapFlags::SHARED | MapFlags::FIXED;
-        // The alias has reserved huge pages. Other files get the flags that
-        // guest memory began with, or what comes home would not become one
-        // mapping with its neighbours that never left.
-        if spot.area.kind == FileKind::Hugetlb {
-            flags |= MapFlags::NORESERVE;
-        }
-        // SAFETY: the range is guest memory of this engine, mapped from one of
-        // its files already; the new mapping has the same contents, as the
-        // caller copied them while writers were held off.
-        let mapped = unsafe {
-            mmap(
-                range.start().as_ptr().cast(),
-                range.len(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-                spot.file(),
-                spot.offset(self.space.bytes()),
-            )
+        let mapped = match spot.area.kind {
+            FileKind::Dax => self.map_by_way(range, spot),
+            FileKind::Small | FileKind::Hugetlb => self.map_at_once(range, spot),
         };
-        mapped?;
+        if let Err(errno) = mapped {
+            self.must_be_mapped(range, errno);
+            return Err(errno);
+        }
         if spot.area.kind == FileKind::Hugetlb && !spot.area.nodes.is_empty() {
             // What comes here later; if it cannot be said, verification names
             // what came from elsewhere.
@@ -112,4 +103,60 @@ impl RemapEngine {
         }
         Ok(())
     }
+
+    fn map_at_once(&self, range: HvaRange, spot: Spot<'_>) -> Result<(), Errno> {
+        let mut flags = MapFlags::SHARED | MapFlags::FIXED;
+        // The alias has reserved huge pages. Other files get the flags that
+        // guest memory began with, or what comes home would not become one
+        // mapping with its neighbours that never left.
+        if spot.area.kind == FileKind::Hugetlb {
+            flags |= MapFlags::NORESERVE;
+        }
+        let offset = spot.offset(self.space.bytes());
+        // SAFETY: the range is guest memory of this engine, mapped from one of
+        // its files already; the new mapping has the same contents, as the
+        // caller copied them while writers were held off.
+        unsafe { mmap(range.start().as_ptr().cast(), range.len(), BOTH, flags, spot.file(), offset) }
+            .map(drop)
+    }
+
+    /// Maps a device elsewhere first and moves the mapping. A driver may refuse
+    /// (`dax_mmap`, of a device that is being unbound, while copies still work),
+    /// and by then the kernel has taken the old mapping away: there would be a
+    /// hole in guest memory, for any mapping of this process to land in.
+    fn map_by_way(&self, range: HvaRange, spot: Spot<'_>) -> Result<(), Errno> {
+        let (len, offset) = (range.len(), spot.offset(self.space.bytes()));
+        // SAFETY: a new mapping at an address of the kernel's choice, of which
+        // nobody is told.
+        let way = unsafe { mmap(null_mut(), len, BOTH, MapFlags::SHARED, spot.file(), offset) }?;
+        let to = range.start().as_ptr().cast();
+        // SAFETY: `way` was mapped above and nobody has its address; for the
+        // range see `map_at_once`.
+        let moved = unsafe { mremap_fixed(way, len, len, MremapFlags::MAYMOVE, to) };
+        if moved.is_err() {
+            // SAFETY: it is still there, and nobody has its address.
+            let _ = unsafe { munmap(way, len) };
+        }
+        moved.map(drop)
+    }
+
+    /// Ends the process if a call that failed with `errno` has unmapped `range`.
+    fn must_be_mapped(&self, range: HvaRange, errno: Errno) {
+        // SAFETY: FIXED_NOREPLACE puts nothing over what is there; into a hole
+        // it puts memory that nobody can reach.
+        let filled = unsafe {
+            mmap_anonymous(
+                range.start().as_ptr().cast(),
+                range.len(),
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE,
+            )
+        };
+        if filled.is_ok() {
+            (self.fatal)(&format!("the kernel took guest memory away and mapped nothing: {errno}"));
+        }
+    }
 }
+
+/// How guest memory is mapped.
+const BOTH: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
