@@ -7,9 +7,7 @@ use std::ops::Range;
 use std::ptr::null_mut;
 
 use rustix::io::Errno;
-use rustix::mm::{
-    MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap,
-};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
 
 use super::RemapEngine;
 use super::files::{FileKind, Spot};
@@ -116,8 +114,10 @@ impl RemapEngine {
         // SAFETY: the range is guest memory of this engine, mapped from one of
         // its files already; the new mapping has the same contents, as the
         // caller copied them while writers were held off.
-        unsafe { mmap(range.start().as_ptr().cast(), range.len(), BOTH, flags, spot.file(), offset) }
-            .map(drop)
+        unsafe {
+            mmap(range.start().as_ptr().cast(), range.len(), BOTH, flags, spot.file(), offset)
+        }
+        .map(drop)
     }
 
     /// Maps a device elsewhere first and moves the mapping. A driver may refuse
