@@ -37,6 +37,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// What of it is as Neap gave it.
+    pub(super) fn of_neap(&self) -> (&[u64], &[u64], u64) {
+        (&self.given, &self.zeros, self.astray)
+    }
+
     /// All of private memory.
     pub(super) fn private(&self) -> u64 {
         self.given.iter().chain(&self.untouched).sum::<u64>() + self.astray
