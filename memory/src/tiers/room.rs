@@ -75,11 +75,11 @@ impl Core {
         let first = lock(&self.room).next;
         let mut pool = self.pool(pool)?;
         let count = pool.frames();
-        let found =
-            (0..count.min(LOOKS)).map(|n| Frame((first % count + n) % count)).find(|frame| {
-                let free = pool.refcount(*frame) == 0 && !pool.is_retired(*frame);
-                free && row.slots.is_backed(frame.0) && pool.allocate_at(*frame, owner)
-            });
+        let at = |n: u32| ((u64::from(first) + u64::from(n)) % u64::from(count.max(1))) as u32;
+        let found = (0..count.min(LOOKS)).map(|n| Frame(at(n))).find(|frame| {
+            let free = pool.refcount(*frame) == 0 && !pool.is_retired(*frame);
+            free && row.slots.is_backed(frame.0) && pool.allocate_at(*frame, owner)
+        });
         drop(pool);
         lock(&self.room).next = found.map_or(first.wrapping_add(LOOKS), |frame| frame.0 + 1);
         found
