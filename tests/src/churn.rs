@@ -9,7 +9,7 @@ use neap_memory::GpaRange;
 use neap_vmm::control::api::{
     Hex, Migrate, Migrated, Range, Request, Residency, Stalls, Status, To,
 };
-use neap_vmm::control::client::Client;
+use neap_vmm::control::client::{Client, ClientError};
 
 /// How long a machine may take to listen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,6 +70,20 @@ pub fn connect(path: &Path) -> Client {
     }
 }
 
+/// Status with the kernel's books; of several looks the first that found
+/// everything at rest, or the last.
+fn at_rest(client: &mut Client) -> Result<Status, ClientError> {
+    const LOOKS: u32 = 5;
+    for _ in 1..LOOKS {
+        let status = client.ask::<Status>(&Request::Status { verify: true })?;
+        let accounts = status.tiers.as_ref().and_then(|tiers| tiers.accounts.as_ref());
+        if accounts.is_some_and(|accounts| accounts.settled) {
+            return Ok(status);
+        }
+    }
+    client.ask(&Request::Status { verify: true })
+}
+
 fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
     let mut client = connect(path);
     let mut moves = vec![Moves::default(); ranges.len()];
@@ -104,9 +118,8 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
             let verified = answer.verified.unwrap_or_default();
             moves[0].verified += verified.checked;
             moves[0].misplaced += verified.mismatches.len();
-            let Ok(status) = client.ask::<Status>(&Request::Status { verify: true }) else {
-                break;
-            };
+            // Others may move memory all the while.
+            let Ok(status) = at_rest(&mut client) else { break };
             let tiers = status.tiers.unwrap_or_default();
             moves[0].stalls = tiers.stalls;
             let accounts = tiers.accounts.unwrap_or_default();

@@ -183,16 +183,52 @@ impl Core {
             }
             _ => (None, Place::Home),
         };
-        let claimed = self.claim_for(granule, view, to).and_then(|mut job| {
-            job.vmas = self.vmas(&job, last);
-            if job.vmas > 0 && !lock(&self.budget).take(job.vmas) {
-                self.abort(job.claimed);
-                return Err(Outcome::VmaBudget);
+        let claimed = self.claim_to(granule, view, to, last);
+        let (Err(outcome), Some((frames, frame))) = (&claimed, pool) else { return claimed };
+        frames.untake(frame);
+        match (outcome, request.to) {
+            (Outcome::NoMemory, Target::Pool(pool)) => {
+                // What is left of the run may have frames with memory.
+                if let Some(mut pool) = self.pool(pool) {
+                    frames.release(&mut pool);
+                }
+                self.claim_with_memory(granule, view, pool, last)
             }
-            self.with_room(job)
-        });
-        if let (Err(_), Some((frames, frame))) = (&claimed, pool) {
-            frames.untake(frame);
+            _ => claimed,
+        }
+    }
+
+    /// Claims a granule to go to `to`, with all that its move takes.
+    fn claim_to(
+        &self,
+        granule: Granule,
+        view: View,
+        to: Place,
+        last: Option<(Granule, Place)>,
+    ) -> Result<Job, Outcome> {
+        let mut job = self.claim_for(granule, view, to)?;
+        job.vmas = self.vmas(&job, last);
+        if job.vmas > 0 && !lock(&self.budget).take(job.vmas) {
+            self.abort(job.claimed);
+            return Err(Outcome::VmaBudget);
+        }
+        self.with_room(job)
+    }
+
+    /// The same for a free frame that has its memory already, where there is no
+    /// room for more.
+    fn claim_with_memory(
+        &self,
+        granule: Granule,
+        view: View,
+        pool: PoolId,
+        last: Option<(Granule, Place)>,
+    ) -> Result<Job, Outcome> {
+        let frame = self.frame_with_memory(pool, granule).ok_or(Outcome::NoMemory)?;
+        let to = Place::Device { pool, frame };
+        let claimed = self.claim_to(granule, view, to, last);
+        if claimed.is_err() {
+            self.put(to);
         }
         claimed
     }

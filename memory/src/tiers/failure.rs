@@ -34,7 +34,7 @@ pub enum FailPageError {
 }
 
 /// Who met memory that has failed, and what that meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Met {
     /// A vCPU: its guest gets a machine check.
     Vcpu,
@@ -75,6 +75,8 @@ pub(crate) struct Listener(OnceLock<OnFailure>);
 pub(crate) struct Damaged {
     any: AtomicBool,
     granules: Mutex<BTreeSet<Granule>>,
+    /// Addresses that somebody was told of: a guest may touch one for ever.
+    told: Mutex<BTreeSet<(Gpa, Met)>>,
 }
 
 impl Damaged {
@@ -92,7 +94,8 @@ impl Damaged {
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Tiers {
-    /// Has `tell` called with every failure from now on, from whichever thread
+    /// Has `tell` called with every failure from now on, once for each page and
+    /// who met it, from whichever thread
     /// meets it; it waits for nothing and touches no guest memory. Only the
     /// first who asks is told.
     pub fn on_failure(&self, tell: OnFailure) {
@@ -158,7 +161,9 @@ impl Core {
             }
             retired = true;
         }
-        if let Some(range) = page.or_else(|| self.space.gpa(granule, 1)) {
+        if let Some(range) = page.or_else(|| self.space.gpa(granule, 1))
+            && lock(&self.damaged.told).insert((range.base(), met))
+        {
             self.tell(&Failure { range, place, retired, met });
         }
     }

@@ -8,13 +8,16 @@
 
 use std::time::{Duration, Instant};
 
+use super::core::{Core, lock};
 use crate::account::cgroup::Cgroups;
+use crate::engine::rows::Holder;
+use crate::granule::{Frame, Granule, PoolId};
 
-/// How long what was read of a limit counts. Others in the cgroup may take
+/// How long what was read of limits counts. Others in the cgroup may take
 /// memory meanwhile; the margin is for them.
 const FRESH: Duration = Duration::from_millis(10);
-/// The same of there being none.
-const FRESH_UNLIMITED: Duration = Duration::from_millis(100);
+/// Frames that are looked at for one that has memory, before a granule stays.
+const LOOKS: u32 = 1 << 16;
 
 /// The room that is left.
 #[derive(Debug)]
@@ -26,17 +29,18 @@ pub(crate) struct Room {
     pending: u64,
     /// When was last looked.
     looked: Option<Instant>,
+    /// Where the next look for a frame with memory begins.
+    next: u32,
 }
 
 impl Room {
     pub(crate) fn new(cgroups: Cgroups) -> Self {
-        Self { cgroups, left: None, pending: 0, looked: None }
+        Self { cgroups, left: None, pending: 0, looked: None, next: 0 }
     }
 
     /// Whether there is any limit, so that it is worth knowing what a move takes.
     pub(crate) fn is_limited(&mut self) -> bool {
-        let fresh = if self.left.is_some() { FRESH } else { FRESH_UNLIMITED };
-        if self.looked.is_none_or(|looked| looked.elapsed() >= fresh) {
+        if self.looked.is_none_or(|looked| looked.elapsed() >= FRESH) {
             // What is pending may be charged already, and is counted twice then:
             // it is little, and settled soon.
             self.left = self.cgroups.room().map(|room| room.saturating_sub(self.pending));
@@ -60,6 +64,25 @@ impl Room {
     /// `bytes` that were taken are charged, or will not be.
     pub(crate) fn landed(&mut self, bytes: u64) {
         self.pending = self.pending.saturating_sub(bytes);
+    }
+}
+
+impl Core {
+    /// A free frame that has memory, for `owner`, with refcount 1.
+    pub(super) fn frame_with_memory(&self, pool: PoolId, owner: Granule) -> Option<Frame> {
+        let rows = self.engine.rows();
+        let row = rows.iter().find(|row| row.holder == Holder::Pool(pool))?;
+        let first = lock(&self.room).next;
+        let mut pool = self.pool(pool)?;
+        let count = pool.frames();
+        let at = |n: u32| ((u64::from(first) + u64::from(n)) % u64::from(count.max(1))) as u32;
+        let found = (0..count.min(LOOKS)).map(|n| Frame(at(n))).find(|frame| {
+            let free = pool.refcount(*frame) == 0 && !pool.is_retired(*frame);
+            free && row.slots.is_backed(frame.0) && pool.allocate_at(*frame, owner)
+        });
+        drop(pool);
+        lock(&self.room).next = found.map_or(first.wrapping_add(LOOKS), |frame| frame.0 + 1);
+        found
     }
 }
 

@@ -60,7 +60,7 @@ impl Drop for Unbound {
         // A second panic would end all tests.
         if let Err(error) = fs::write(Path::new(DRIVER).join("bind"), DEVICE) {
             eprintln!("{DEVICE} cannot be bound again: {error}");
-            assert!(std::thread::panicking(), "{error}");
+            assert!(thread::panicking(), "{error}");
         }
     }
 }

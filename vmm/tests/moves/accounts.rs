@@ -12,6 +12,7 @@ use neap_memory::Backing;
 use neap_memory::account::hugepages::HugePages as Pool;
 use neap_memory::granule::{GranuleSize, Kind, PoolId};
 use neap_memory::migrate::Target;
+use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{Accounts, PlugMemory, TierAccount};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{Advice, madvise};
@@ -38,6 +39,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     for backing in [Backing::Anon, Backing::Memfd] {
         trials
             .push(trial(format!("accounts::while_pages_move_{backing}"), move || moving(backing)));
+    }
+    for backing in [Backing::Anon, Backing::Memfd, Backing::Hugetlb] {
+        let name = format!("accounts::of_first_touches_{backing}");
+        trials.push(trial(name, move || first_touch(backing)));
     }
     trials
 }
@@ -134,6 +139,21 @@ fn window(backing: Backing, granule: GranuleSize) -> Ran {
     // Other frames may be nearer than those that it had.
     let (_, region) = checked(&rig);
     assert!((size / 2..=size).contains(&region.found) && region.untouched == 0, "{region:?}");
+    Ok(())
+}
+
+/// Frames that granules got at their first touch are the region's.
+fn first_touch(backing: Backing) -> Ran {
+    let granule = GranuleSize::M2;
+    let ram = ram_for(granule);
+    let _pages = HugePages::behind(backing, 2 * ram)?;
+    let plan = Plan { prefault: false, ..Plan::new(backing, granule, ram) };
+    let mut rig = Plan { policy: PolicyName::FirstTouch, ..plan }.build(1);
+    rig.hammer(rig.ram);
+    rig.guest.stop(LIMIT).unwrap();
+    let (home, region) = checked(&rig);
+    // What was loaded before anybody watched is at home.
+    assert!(region.found > 0 && home.found + home.untouched + region.found >= ram, "{home:?}");
     Ok(())
 }
 

@@ -109,7 +109,10 @@ fn full(backing: Backing, granule: GranuleSize) -> Ran {
     // What has memory on both sides moves on, the rest does not.
     for _ in 0..3 {
         assert_eq!(rig.bring(half, Target::Home), all / 2);
-        assert_eq!(rig.bring(half, POOL), all / 2);
+        // Also in one request, wherever the pool would look first.
+        let report = rig.migrate(half, POOL);
+        assert_eq!(report.count(Outcome::NoMemory), 0, "{report:?}");
+        assert_eq!(report.moved.granules + rig.bring(half, POOL), all / 2, "{report:?}");
     }
     let report = settled(&rig, POOL);
     assert_eq!(report.count(Outcome::NoMemory), all / 2, "{report:?}");

@@ -37,6 +37,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// What of it is as Neap gave it.
+    pub(super) fn of_neap(&self) -> (&[u64], &[u64], u64) {
+        (&self.given, &self.zeros, self.astray)
+    }
+
     /// All of private memory.
     pub(super) fn private(&self) -> u64 {
         self.given.iter().chain(&self.untouched).sum::<u64>() + self.astray
@@ -184,7 +189,12 @@ impl Tiers {
                 .find(|part| part.origin == Origin::Window(pool) && slot < part.count)
                 .map(|part| Granule(part.first + slot)),
         };
-        let guest = born.and_then(|granule| space.hva_range(granule, 1));
+        // Elsewhere by now, its mapping is of other memory.
+        let here = |granule: &Granule| {
+            let place = self.core.table.get(*granule).place;
+            space.actual(*granule, place) == space.birthplace(*granule)
+        };
+        let guest = born.filter(here).and_then(|granule| space.hva_range(granule, 1));
         let there = |range: HvaRange| memory::any_in_core(range);
         guest.is_some_and(there) || there(row.slots.slot(slot))
     }
