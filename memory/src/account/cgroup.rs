@@ -86,12 +86,26 @@ impl Usage {
         (limit / 16).clamp(16 * MIB, 256 * MIB)
     }
 
-    /// Bytes that one process may still take; `None`: no limit.
-    fn room(&self) -> Option<u64> {
+    /// What one process may still take; `None`: no limit.
+    fn room(&self) -> Option<Left> {
         let limit = self.limit?;
         let held = self.current.saturating_sub(self.reclaimable);
-        Some(limit.saturating_sub(held).saturating_sub(Self::margin(limit)))
+        let left = limit.saturating_sub(held);
+        let margin = Self::margin(limit);
+        Some(Left {
+            for_moves: left.saturating_sub(margin),
+            for_faults: left.saturating_sub(margin / 4),
+        })
     }
+}
+
+/// Bytes below a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// For what can as well be left undone: the margin stays.
+    pub for_moves: u64,
+    /// For what a vCPU waits for: a quarter of the margin stays.
+    pub for_faults: u64,
 }
 
 /// The cgroups of this process, its own first, then those above it.
@@ -119,9 +133,13 @@ impl Cgroups {
 
     /// Bytes that this process may still take before the kernel ends somebody,
     /// less a margin; `None`: no cgroup of it has a limit.
-    pub fn room(&mut self) -> Option<u64> {
+    pub fn room(&mut self) -> Option<Left> {
         self.look();
-        self.levels.iter().filter_map(|level| level.usage(true)?.room()).min()
+        let left = self.levels.iter().filter_map(|level| level.usage(true)?.room());
+        left.reduce(|one, other| Left {
+            for_moves: one.for_moves.min(other.for_moves),
+            for_faults: one.for_faults.min(other.for_faults),
+        })
     }
 
     /// What each of them holds; those that do not say are left out, as the root
@@ -297,12 +315,15 @@ mod tests {
         assert_eq!(tree.cgroups.room(), None);
         tree.set("outer", &format!("{}\n", 512 * MIB), 300 * MIB, "anon 5\nshmem 7\n");
         // A sixteenth is the margin.
-        assert_eq!(tree.cgroups.room(), Some((512 - 32 - 300) * MIB));
+        assert_eq!(tree.cgroups.room().map(|left| left.for_moves), Some((512 - 32 - 300) * MIB));
         let stat = format!("inactive_file {}\nactive_file {}\n", 60 * MIB, 40 * MIB);
         tree.set("outer", &format!("{}\n", 512 * MIB), 300 * MIB, &stat);
-        assert_eq!(tree.cgroups.room(), Some((512 - 32 - 300 + 80) * MIB));
+        assert_eq!(
+            tree.cgroups.room().map(|left| left.for_moves),
+            Some((512 - 32 - 300 + 80) * MIB)
+        );
         tree.set("outer/inner", &format!("{}\n", 110 * MIB), 100 * MIB, "");
-        assert_eq!(tree.cgroups.room(), Some(0));
+        assert_eq!(tree.cgroups.room().map(|left| left.for_moves), Some(0));
         let usage = tree.cgroups.usage();
         assert_eq!(usage.len(), 2);
         assert_eq!((usage[0].limit, usage[0].current), (Some(110 * MIB), 100 * MIB));
@@ -312,7 +333,7 @@ mod tests {
     fn a_process_that_is_put_elsewhere_is_found_there() {
         let mut tree = tree();
         tree.set("outer/inner", &format!("{}\n", 1024 * MIB), 0, "");
-        assert_eq!(tree.cgroups.room(), Some((1024 - 64) * MIB));
+        assert_eq!(tree.cgroups.room().map(|left| left.for_moves), Some((1024 - 64) * MIB));
         fs::write(tree.folder.path().join("own"), "0::/outer\n").unwrap();
         assert_eq!(tree.cgroups.room(), None);
     }

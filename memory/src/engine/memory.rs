@@ -271,12 +271,22 @@ pub(crate) fn any_present(range: HvaRange) -> bool {
 /// Whether any page of `range` is in memory; of a file also those that this
 /// process has not mapped.
 pub(crate) fn any_in_core(range: HvaRange) -> bool {
+    // In doubt there is something to move.
+    in_core(range).is_none_or(|pages| pages.iter().any(|page| page & 1 != 0))
+}
+
+/// Whether every page of `range` is in memory; of a file as above.
+pub(crate) fn all_in_core(range: HvaRange) -> bool {
+    in_core(range).is_some_and(|pages| pages.iter().all(|page| page & 1 != 0))
+}
+
+/// mincore(2)'s answer, a byte for each page.
+fn in_core(range: HvaRange) -> Option<Vec<u8>> {
     let mut pages = vec![0u8; range.len().div_ceil(PAGE_SIZE as usize)];
     // SAFETY: the vector has a byte for each page, and only it is written.
     let result =
         unsafe { libc::mincore(range.start().as_ptr().cast(), range.len(), pages.as_mut_ptr()) };
-    // In doubt there is something to move.
-    result != 0 || pages.iter().any(|page| page & 1 != 0)
+    (result == 0).then_some(pages)
 }
 
 /// One bit for each slot of an area, set once it has memory of its own.

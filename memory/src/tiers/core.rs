@@ -212,7 +212,7 @@ impl Core {
             self.abort(job.claimed);
             return Err(Outcome::VmaBudget);
         }
-        self.with_room(job)
+        self.with_room(job, Room::take)
     }
 
     /// The same for a free frame that has its memory already, where there is no
@@ -306,9 +306,13 @@ impl Core {
     }
 
     /// The job with room for the memory that it takes, or nothing done.
-    fn with_room(&self, mut job: Job) -> Result<Job, Outcome> {
+    fn with_room(
+        &self,
+        mut job: Job,
+        take: impl FnOnce(&mut Room, u64) -> bool,
+    ) -> Result<Job, Outcome> {
         job.charge = self.charge_of(|| self.engine.takes(&job.step()));
-        if lock(&self.room).take(job.charge) {
+        if take(&mut lock(&self.room), job.charge) {
             return Ok(job);
         }
         if job.vmas > 0 {
@@ -343,7 +347,9 @@ impl Core {
         }
         // An error: a pin holds it, it changed since it was looked at, or its
         // home page would take more memory than there may be.
-        let job = self.claim_for(granule, view, Place::Home).and_then(|job| self.with_room(job));
+        let job = self
+            .claim_for(granule, view, Place::Home)
+            .and_then(|job| self.with_room(job, Room::take_for_fault));
         let came = job.is_ok_and(|job| {
             let outcomes = self.carry_out(vec![job]);
             outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved)

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::core::{Core, lock};
-use crate::account::cgroup::Cgroups;
+use crate::account::cgroup::{Cgroups, Left};
 use crate::engine::rows::Holder;
 use crate::granule::{Frame, Granule, PoolId};
 
@@ -23,8 +23,8 @@ const LOOKS: u32 = 1 << 16;
 #[derive(Debug)]
 pub(crate) struct Room {
     cgroups: Cgroups,
-    /// Bytes, as of the last look, less what was taken since; `None`: no limit.
-    left: Option<u64>,
+    /// As of the last look, less what was taken since; `None`: no limit.
+    left: Option<Left>,
     /// Bytes that were taken and may not be charged yet.
     pending: u64,
     /// When was last looked.
@@ -43,7 +43,7 @@ impl Room {
         if self.looked.is_none_or(|looked| looked.elapsed() >= FRESH) {
             // What is pending may be charged already, and is counted twice then:
             // it is little, and settled soon.
-            self.left = self.cgroups.room().map(|room| room.saturating_sub(self.pending));
+            self.left = self.cgroups.room().map(|left| less(left, self.pending));
             self.looked = Some(Instant::now());
         }
         self.left.is_some()
@@ -51,11 +51,20 @@ impl Room {
 
     /// Takes `bytes` that are about to be charged; false if that is too many.
     pub(crate) fn take(&mut self, bytes: u64) -> bool {
+        self.take_of(bytes, |left| left.for_moves)
+    }
+
+    /// The same for what a vCPU waits for.
+    pub(crate) fn take_for_fault(&mut self, bytes: u64) -> bool {
+        self.take_of(bytes, |left| left.for_faults)
+    }
+
+    fn take_of(&mut self, bytes: u64, which: impl Fn(&Left) -> u64) -> bool {
         if bytes > 0 && self.is_limited() {
-            let Some(left) = self.left.and_then(|left| left.checked_sub(bytes)) else {
+            if self.left.is_some_and(|left| which(&left) < bytes) {
                 return false;
-            };
-            self.left = Some(left);
+            }
+            self.left = self.left.map(|left| less(left, bytes));
         }
         self.pending += bytes;
         true
@@ -64,6 +73,13 @@ impl Room {
     /// `bytes` that were taken are charged, or will not be.
     pub(crate) fn landed(&mut self, bytes: u64) {
         self.pending = self.pending.saturating_sub(bytes);
+    }
+}
+
+fn less(left: Left, bytes: u64) -> Left {
+    Left {
+        for_moves: left.for_moves.saturating_sub(bytes),
+        for_faults: left.for_faults.saturating_sub(bytes),
     }
 }
 
@@ -114,6 +130,9 @@ mod tests {
         assert!(room.is_limited());
         // The margin is 16 MiB.
         assert!(room.take(40 * MIB) && !room.take(9 * MIB) && room.take(0));
+        // Whoever waits for it may have three quarters of that, too.
+        assert!(!room.take_for_fault(21 * MIB) && room.take_for_fault(9 * MIB));
+        room.landed(9 * MIB);
         room.looked = None;
         assert!(!room.take(9 * MIB) && room.take(8 * MIB));
         room.landed(48 * MIB);

@@ -69,6 +69,8 @@ pub(super) struct Movers {
     at_work: Arc<()>,
     /// The same for migrations.
     migrating: Arc<()>,
+    /// Held while the kernel's books are read.
+    accounting: Arc<Mutex<()>>,
 }
 
 /// What clients hold.
@@ -90,6 +92,7 @@ impl Movers {
             hub,
             at_work: Arc::default(),
             migrating: Arc::default(),
+            accounting: Arc::default(),
         }
     }
 
@@ -115,6 +118,7 @@ impl Movers {
             pins: Arc::clone(&self.pins),
             jobs: Arc::clone(&self.jobs),
             hub: Arc::clone(&self.hub),
+            accounting: Arc::clone(&self.accounting),
         };
         let at_work = Arc::clone(&self.at_work);
         // The reply has to survive a thread that does not come to be.
@@ -147,6 +151,7 @@ struct Means {
     pins: Arc<Mutex<Pins>>,
     jobs: Arc<Jobs>,
     hub: Arc<Hub>,
+    accounting: Arc<Mutex<()>>,
 }
 
 impl Means {
@@ -191,6 +196,11 @@ impl Means {
     ) -> Result<Answer, Error> {
         let mut tiers = self.memory.status();
         if verify {
+            // It reads all of smaps, and walks all page tables.
+            let Ok(_one) = self.accounting.try_lock() else {
+                let message = "the kernel's books are being read for somebody else: ask again";
+                return Err(Error::new(ErrorKind::Refused, message.to_owned()));
+            };
             let failed = |error| Error::new(ErrorKind::Failed, format!("the kernel: {error}"));
             let accounts = self.memory.account(&|| reply.is_wanted()).map_err(failed)?;
             tiers.accounts = Some(accounts);

@@ -2,12 +2,10 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{SeekFrom, seek};
-
 use super::RemapEngine;
 use super::files::{Area, FileKind, Spot};
-use crate::engine::Step;
 use crate::engine::rows::{Holder, Row};
+use crate::engine::{Step, memory};
 use crate::granule::PoolId;
 use crate::table::Place;
 
@@ -36,11 +34,9 @@ impl RemapEngine {
         }
         let backed = |spot: Spot<'_>| spot.area.alias.is_backed(spot.index);
         // Holes that nobody touched yet are filled when they are copied.
-        let whole = |spot: Spot<'_>| {
-            let start = spot.offset(self.space.bytes());
-            let hole = seek(spot.file(), SeekFrom::Hole(start));
-            backed(spot) || hole.is_ok_and(|hole| hole >= start + bytes)
-        };
+        // Asked of the alias: SEEK_HOLE would walk the file up to its next hole.
+        let whole =
+            |spot: Spot<'_>| backed(spot) || memory::all_in_core(spot.area.alias.slot(spot.index));
         new(step.from, &whole) + new(step.to, &backed)
     }
 }

@@ -318,6 +318,13 @@ impl Talk {
             Some(accounts) if !accounts.differences.is_empty() => {
                 Err(Failure::vm("status: the kernel says otherwise"))
             }
+            Some(accounts) if !accounts.settled => Err(Failure::usage(
+                "status: --verify: nothing could be compared, for memory moved all the while: \
+                 ask again, or pause the machine",
+            )),
+            None if verify => Err(Failure::usage(
+                "status: --verify: no memory of this machine moves, so there is nothing to compare",
+            )),
             _ => Ok(SUCCESS),
         }
     }
