@@ -23,7 +23,7 @@ impl Tier {
 
     /// A tick in which granules are touched as `touches` says; returns moves.
     fn tick(&mut self, touches: &dyn Fn(u32) -> u32) -> usize {
-        let watched = self.policy.watch(&mut |_| true);
+        let watched = self.policy.watch(self.policy.settings().most(), &mut |_| true);
         let seen = watched.into_iter().map(|granule| Seen {
             granule,
             touch: Some(touches(granule.0))
@@ -183,6 +183,6 @@ proptest! {
         let seen = Seen { granule: Granule(granule), touch: Some(Touch { count, write: true }) };
         policy.observe(&[seen]);
         policy.plan(&|_| Where::Slow, 4);
-        policy.watch(&mut |_| false);
+        policy.watch(settings(1).most(), &mut |_| false);
     }
 }

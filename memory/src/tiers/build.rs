@@ -13,7 +13,7 @@ use super::core::Core;
 use super::counters::Counters;
 use super::failure::Damaged;
 use super::fault::FaultThread;
-use super::heat::HeatThread;
+use super::heat::{Echo, HeatThread};
 use super::movers::Movers;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing, BackingError};
@@ -100,6 +100,7 @@ impl Tiers {
             counters: Counters::default(),
             damaged: Damaged::default(),
             touched: Mutex::default(),
+            echo: Echo::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,
         });

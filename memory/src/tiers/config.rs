@@ -36,6 +36,8 @@ pub struct HeatConfig {
     pub budget: u64,
     /// Time from one look at what is used to the next.
     pub period: Duration,
+    /// What looking may cost the guest, in hundredths of a percent of its time.
+    pub cost: u32,
     /// Whether granules move; without, they are watched only, for benches.
     pub moves: bool,
 }
@@ -50,6 +52,16 @@ impl HeatConfig {
     pub const PERIODS: RangeInclusive<Duration> =
         Duration::from_millis(10)..=Duration::from_secs(10);
 
+    /// Cost if nobody says otherwise: 1 %.
+    pub const COST: u32 = 100;
+    /// Costs that can be: up to a tenth of the guest's time.
+    pub const COSTS: RangeInclusive<u32> = 1..=1000;
+
+    /// The guest's time that looks may take in a period.
+    pub(crate) fn cost_per_period(&self) -> Duration {
+        self.period * self.cost / 10_000
+    }
+
     /// Settings of the policy for granules of that size.
     pub(crate) fn settings(&self, granule: GranuleSize) -> Settings {
         let budget = u128::from(self.budget) * self.period.as_micros() / 1_000_000;
@@ -61,7 +73,7 @@ impl HeatConfig {
 
 impl Default for HeatConfig {
     fn default() -> Self {
-        Self { budget: Self::BUDGET, period: Self::PERIOD, moves: true }
+        Self { budget: Self::BUDGET, period: Self::PERIOD, cost: Self::COST, moves: true }
     }
 }
 

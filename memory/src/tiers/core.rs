@@ -10,13 +10,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
 use super::failure::Damaged;
+use super::heat::Echo;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
@@ -68,6 +69,8 @@ pub(crate) struct Touched {
     pub(crate) granule: Granule,
     pub(crate) at: Instant,
     pub(crate) write: bool,
+    /// Time that it took to give it back.
+    pub(crate) served: Duration,
 }
 
 /// Shared state of the tiers.
@@ -95,6 +98,8 @@ pub(crate) struct Core {
     pub(crate) damaged: Damaged,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
+    /// How soon the fault thread wakes up.
+    pub(crate) echo: Echo,
     pub(crate) over: AtomicBool,
     pub(crate) fatal: Fatal,
 }

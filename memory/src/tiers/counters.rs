@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use std::time::Duration;
+
 use super::latency::{Latency, LatencyCounts};
 use crate::migrate::Outcome;
 use crate::table::Place;
@@ -34,6 +36,7 @@ pub(crate) struct HeatCounters {
     pub(crate) promoted: AtomicU64,
     pub(crate) demoted: AtomicU64,
     pub(crate) bytes: AtomicU64,
+    pub(crate) cost: AtomicU64,
 }
 
 /// What policy `heat` did.
@@ -49,6 +52,9 @@ pub struct HeatCounts {
     pub demoted: u64,
     /// Bytes of both.
     pub bytes: u64,
+    /// What watching is taken to have cost the guest: its own price, measured
+    /// all the time, for each look.
+    pub cost: Duration,
 }
 
 /// What was counted so far.
@@ -123,6 +129,7 @@ impl Counters {
                 promoted: self.heat.promoted.load(Relaxed),
                 demoted: self.heat.demoted.load(Relaxed),
                 bytes: self.heat.bytes.load(Relaxed),
+                cost: Duration::from_nanos(self.heat.cost.load(Relaxed)),
             },
         }
     }

@@ -103,6 +103,7 @@ impl Service {
             let mut count = [0; 8];
             // What was written before is seen below.
             let _ = rustix::io::read(&self.core.fault_wake, &mut count);
+            self.core.echo.answer();
         }
         if self.die.load(Ordering::Acquire) {
             panic!("the fault thread was told to die");
@@ -169,7 +170,7 @@ impl Service {
     fn bring_back(&mut self, granule: Granule, view: View, write: bool) {
         let at = Instant::now();
         if self.core.bring_back(granule, view) {
-            lock(&self.core.touched).push(Touched { granule, at, write });
+            lock(&self.core.touched).push(Touched { granule, at, write, served: at.elapsed() });
         } else {
             self.retry(granule);
         }

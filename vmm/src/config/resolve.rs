@@ -181,7 +181,11 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
             policy: options.policy,
             granule: options.granule,
             copy_threads: options.copy_threads,
-            heat: HeatRequest { budget: options.heat_budget, period: options.heat_period },
+            heat: HeatRequest {
+                budget: options.heat_budget,
+                period: options.heat_period,
+                cost: options.heat_cost,
+            },
             api_socket: options.api_socket.as_deref(),
         },
         &mut warnings,

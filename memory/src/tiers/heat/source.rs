@@ -19,9 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Turn;
+use super::meter::Meter;
 use crate::engine::EngineName;
 use crate::granule::Granule;
-use crate::heat::{Seen, Touch};
+use crate::heat::{Price, Seen, Touch};
 use crate::table::Place;
 use crate::tiers::core::{Core, Touched, lock};
 
@@ -35,6 +36,9 @@ pub(super) trait Source: Send {
 
     /// Ends the watch, and adds what was seen.
     fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>);
+
+    /// What a look costs the guest.
+    fn price(&self) -> Price;
 }
 
 /// The best source that there is for these tiers.
@@ -65,6 +69,7 @@ struct Touches {
     watched: Vec<Watched>,
     /// How many may still be adopted in this tick.
     adopt: u32,
+    meter: Meter,
 }
 
 struct Watched {
@@ -75,7 +80,8 @@ struct Watched {
 
 impl Touches {
     fn new(core: Arc<Core>, period: Duration) -> Self {
-        Self { core, period, watched: Vec::new(), adopt: ADOPTED }
+        let meter = Meter::default();
+        Self { core, period, watched: Vec::new(), adopt: ADOPTED, meter }
     }
 
     /// Touches a tick, if the first one came so late.
@@ -103,7 +109,8 @@ impl Source for Touches {
 
     fn watch(&mut self, granules: &[Granule]) -> u64 {
         self.adopt = ADOPTED;
-        let mut watched = 0;
+        self.meter.ask(&self.core);
+        let (mut watched, began) = (0, Instant::now());
         for granule in granules {
             let place = self.core.table.get(*granule).place;
             let since = Instant::now();
@@ -112,11 +119,13 @@ impl Source for Touches {
                 watched += 1;
             }
         }
-        watched
+        self.meter.aside(began.elapsed(), watched);
+        watched.into()
     }
 
     fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>) {
         let mut later = Vec::new();
+        let (mut back, mut idle) = (Duration::ZERO, 0);
         let watched = std::mem::take(&mut self.watched);
         let untouched = |watched: &Watched| {
             let view = self.core.table.get(watched.granule);
@@ -126,14 +135,20 @@ impl Source for Touches {
         for watched in &watched {
             let Some(view) = untouched(watched) else { continue };
             // False: the fault thread has it in hand.
+            let began = Instant::now();
             if turn.may(watched.granule) && self.core.bring_back(watched.granule, view) {
+                back += began.elapsed();
+                idle += 1;
                 seen.push(Seen { granule: watched.granule, touch: None });
             } else {
                 later.push(watched.granule);
             }
         }
-        for Touched { granule, at, write } in std::mem::take(&mut *lock(&self.core.touched)) {
+        self.meter.back(back, idle);
+        for Touched { granule, at, write, served } in std::mem::take(&mut *lock(&self.core.touched))
+        {
             if let Some(watched) = watched.iter().find(|watched| watched.granule == granule) {
+                self.meter.served(served);
                 let count = self.count(at.saturating_duration_since(watched.since));
                 seen.push(Seen { granule, touch: Some(Touch { count, write }) });
             }
@@ -142,5 +157,9 @@ impl Source for Touches {
         // over, they are brought back then.
         self.watched = watched;
         self.watched.retain(|watched| later.contains(&watched.granule));
+    }
+
+    fn price(&self) -> Price {
+        self.meter.price()
     }
 }

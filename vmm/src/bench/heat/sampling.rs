@@ -3,7 +3,9 @@
 //! One guest goes through its memory all the time, a word a page, so that it
 //! touches every granule that is watched; that is the most that sampling can
 //! cost. Its rate of touches is taken in phases, with and without sampling in
-//! turn. Nothing moves.
+//! turn. Nothing moves. How often it is looked is decided by the price that the
+//! sampler measures itself (`--heat-cost`, 1 % if nobody says otherwise), which
+//! is printed beside what the guest really lost.
 //!
 //! Time in which the vCPU's thread, or the fault thread that it waits for, could
 //! run and did not get a processor is left out (`schedstat` in proc(5)): it is
@@ -71,7 +73,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     wait_watched(&tiers, &heat)?;
 
     let threads = [Thread::named("bare0")?, Thread::named("fault")?];
-    let mut faults = Vec::new();
+    let (mut faults, mut estimates) = (Vec::new(), Vec::new());
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // One turn more than asked for: the first warms up.
     for turn in 0..=turns {
@@ -82,9 +84,10 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
             tiers.hold_heat(hold);
             // The order is followed at once, but for a tick that it meets.
             thread::sleep(heat.period / 4);
-            let before = tiers.status().counts.heat.touched;
+            let before = tiers.status().counts.heat;
             let rate = rate(&guest, &threads)?;
-            let touched = tiers.status().counts.heat.touched - before;
+            let after = tiers.status().counts.heat;
+            let touched = after.touched - before.touched;
             if hold != (touched == 0) {
                 return Err(BenchError::Unexpected(format!("{touched} touches were sampled")));
             }
@@ -94,6 +97,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
                 } else {
                     with.push(rate);
                     faults.push(touched as f64 / PHASE.div_duration_f64(heat.period));
+                    estimates.push(100.0 * (after.cost - before.cost).div_duration_f64(PHASE));
                 }
             }
         }
@@ -109,7 +113,11 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     let cost = with.pair(&without, |with, without| 1.0 - with / without);
     let cost = cost.ok_or(BenchError::NoRuns(turns))?;
     Ok(vec![Row {
-        quantity: format!("guest's touches at {:.0} faults a tick", samples(faults)?.median()),
+        quantity: format!(
+            "guest's touches at {:.0} faults a tick, by its own price {:.1} %",
+            samples(faults)?.median(),
+            samples(estimates)?.median()
+        ),
         unit: "M/s",
         figure: Figure::median(NAME, "ratio", &cost).at_most(0.01),
         ours: with,

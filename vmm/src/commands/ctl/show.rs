@@ -82,12 +82,13 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
     }
     if let Some(heat) = &tiers.heat {
         let text = format!(
-            "{} watched, {} touched; {} promoted, {} demoted; {}",
+            "{} watched, {} touched; {} promoted, {} demoted; {}; cost the guest {} us",
             heat.watched,
             heat.touched,
             heat.promoted,
             heat.demoted,
-            display_size(heat.bytes)
+            display_size(heat.bytes),
+            heat.cost_us
         );
         rows.push(row(["heat", &text]));
     }

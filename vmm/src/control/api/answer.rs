@@ -151,6 +151,9 @@ pub struct Heat {
     pub demoted: u64,
     /// Bytes of both.
     pub bytes: u64,
+    /// Microseconds of the guest's time that watching is taken to have cost.
+    #[serde(default)]
+    pub cost_us: u64,
 }
 
 /// How long faults took, from the moment in which one was read to the moment
