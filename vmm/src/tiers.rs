@@ -17,7 +17,8 @@ use crate::{console, fd};
 
 /// Names what this process is to do without, separated by commas, so that
 /// tests reach the ways for older hosts: `move` (UFFDIO_MOVE),
-/// `wp-files` (write-protection of files in memory), `syscall`
+/// `wp-files` (write-protection of files in memory), `minor` (faults on pages
+/// that are there), `syscall`
 /// (userfaultfd(2), which leaves /dev/userfaultfd).
 pub const MASK: &str = "NEAP_WITHOUT";
 
@@ -27,8 +28,9 @@ fn masked(name: &str) -> bool {
 
 fn features() -> Features {
     let without = |name, feature: Features| if masked(name) { feature.0 } else { 0 };
-    let masks =
-        without("move", Features::MOVE) | without("wp-files", Features::WRITE_PROTECT_FILES);
+    let masks = without("move", Features::MOVE)
+        | without("wp-files", Features::WRITE_PROTECT_FILES)
+        | without("minor", Features::MINOR_SHMEM.with(Features::MINOR_HUGETLB));
     Features(Features::ALL.0 & !masks)
 }
 

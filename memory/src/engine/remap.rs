@@ -39,6 +39,7 @@ use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, fstatfs, 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
+use super::glance::Glance;
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::losses::Losses;
@@ -54,7 +55,7 @@ use crate::poison::Lost;
 use crate::region::Source;
 use crate::space::{Origin, Space};
 use crate::table::Place;
-use crate::uffd::{Modes, MoveError, Userfaultfd};
+use crate::uffd::{Features, Modes, MoveError, Userfaultfd};
 
 /// A file and its alias.
 #[derive(Debug)]
@@ -121,6 +122,14 @@ impl Area {
         self
     }
 
+    /// Bytes of a page of it.
+    fn page(&self) -> usize {
+        match self.kind {
+            FileKind::Hugetlb => HUGE_PAGE_SIZE as usize,
+            FileKind::Small | FileKind::Dax => PAGE_SIZE as usize,
+        }
+    }
+
     /// Whether userfaultfd can watch mappings of it.
     fn is_watched(&self) -> bool {
         self.kind != FileKind::Dax
@@ -159,6 +168,7 @@ pub(crate) struct RemapEngine {
     /// There, if any pool is a device.
     park: Option<Arc<dyn Park>>,
     pace: Pace,
+    glance: Glance,
     losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
@@ -186,8 +196,8 @@ impl RemapEngine {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             uffd.register(range, Modes::WriteProtect)?;
         }
-        let (pace, losses) = (Pace::default(), Losses::default());
-        Ok(Self { uffd, space, homes, pools, park, pace, losses, hooks, fatal })
+        let (pace, losses, glance) = (Pace::default(), Losses::default(), Glance::default());
+        Ok(Self { uffd, space, homes, pools, park, pace, glance, losses, hooks, fatal })
     }
 
     fn guest(&self, granule: Granule) -> HvaRange {
@@ -648,10 +658,7 @@ impl RemapEngine {
     fn fill_from(&self, step: &Step, to: HvaRange) -> Result<(), Errno> {
         let Step { granule, from: place, .. } = *step;
         let from = self.spot(granule, place).alias();
-        let page = match self.homes.first().map(|home| home.kind) {
-            Some(FileKind::Hugetlb) => HUGE_PAGE_SIZE as usize,
-            _ => PAGE_SIZE as usize,
-        };
+        let page = self.spot(granule, Place::Home).area.page();
         let mut done = 0;
         for attempt in 0.. {
             let rest = HvaRange::new(to.start().offset(done), to.len() - done);
@@ -779,6 +786,40 @@ impl Engine for RemapEngine {
         }
         self.wake(guest);
         Ok(())
+    }
+
+    fn sets_aside(&self) -> bool {
+        let features = self.uffd.opened().features;
+        self.homes.iter().chain(&self.pools).all(|area| match area.kind {
+            FileKind::Small => features.contains(Features::MINOR_SHMEM),
+            FileKind::Hugetlb => features.contains(Features::MINOR_HUGETLB),
+            FileKind::Dax => false,
+        })
+    }
+
+    fn aside_is_mapped(&self) -> bool {
+        true
+    }
+
+    fn set_aside(&self, granule: Granule, place: Place) -> Result<(), Errno> {
+        let huge = self.spot(granule, place).area.kind == FileKind::Hugetlb;
+        self.glance.begin(&self.uffd, granule, self.guest(granule), huge)
+    }
+
+    fn bring_back(&self, granule: Granule, place: Place) {
+        self.glance.end(&self.uffd, granule, self.spot(granule, place).area.page());
+        self.wake(self.guest(granule));
+    }
+
+    fn map_in(&self, page: Hva) {
+        let Some(granule) = self.space.at_hva(page) else { return };
+        // Of hugetlb an event is of a whole page, wherever in it the touch was.
+        let page = match self.spot(granule, Place::Home).area.kind {
+            FileKind::Hugetlb => self.guest(granule),
+            FileKind::Small | FileKind::Dax => HvaRange::new(page, PAGE_SIZE as usize),
+        };
+        Glance::map_in(&self.uffd, page, page.len());
+        self.wake(page);
     }
 
     fn can(&self, step: &Step) -> bool {

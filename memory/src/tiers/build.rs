@@ -210,7 +210,12 @@ fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
             .with(Features::MISSING_SHMEM)
             .with(Features::MISSING_HUGETLB),
     };
-    let uffd = Userfaultfd::open(needed.only(config.features), &config.doors)?;
+    // Without these policy `heat` does not see what is read.
+    let wanted = match config.engine() {
+        EngineName::Remap => needed.with(Features::MINOR_SHMEM).with(Features::MINOR_HUGETLB),
+        EngineName::Move | EngineName::Node => needed,
+    };
+    let uffd = Userfaultfd::open(wanted.only(config.features), &config.doors)?;
     if !uffd.opened().features.contains(needed) {
         return Err(TiersError::Missing(match config.engine() {
             EngineName::Move => "this kernel cannot move pages (UFFDIO_MOVE, since Linux 6.8): \

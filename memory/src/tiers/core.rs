@@ -21,12 +21,13 @@ use super::heat::Echo;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
+use crate::hva::Hva;
 use crate::migrate::reserve::Reserve;
 use crate::migrate::{MigrateRequest, Outcome, Target};
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
-use crate::table::{ClaimError, Claimed, GranuleTable, Place, View};
+use crate::table::{ClaimError, Claimed, GranuleTable, Place, TryPinError, View};
 use crate::uffd::{Event, Userfaultfd};
 
 /// Guest memory is adopted in pieces of this size, so that small granules do
@@ -244,7 +245,10 @@ impl Core {
             return Err(Outcome::Busy);
         }
         let from = self.space.actual(granule, claimed.from);
-        let from_mapped = claimed.was_mapped || claimed.from == Place::Untouched;
+        let aside = View { place: claimed.from, pins: 0, moving: true, mapped: claimed.was_mapped };
+        let from_mapped = claimed.was_mapped
+            || claimed.from == Place::Untouched
+            || self.engine.aside_is_mapped() && self.is_aside(granule, &aside);
         let to_mapped = match to {
             Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
             Place::Home | Place::Untouched => true,
@@ -294,10 +298,20 @@ impl Core {
         }
         let Ok(claimed) = self.table.claim(granule) else { return false };
         let place = claimed.from;
+        let vmas = if self.engine.aside_is_mapped() { 2 } else { 0 };
         if place == Place::Untouched
             || !claimed.was_mapped
-            || self.engine.set_aside(granule, place).is_err()
+            || vmas > 0 && !lock(&self.budget).take(vmas)
         {
+            self.abort(claimed);
+            return false;
+        }
+        let aside = self.engine.set_aside(granule, place);
+        if vmas > 0 {
+            // As soon as its neighbours are watched as well they are one again.
+            lock(&self.budget).landed(vmas);
+        }
+        if aside.is_err() {
             self.abort(claimed);
             return false;
         }
@@ -328,8 +342,38 @@ impl Core {
             Place::Untouched if self.engine.adopts() => {
                 self.adopt(granule).is_ok() && self.table.get(granule).place != Place::Untouched
             }
-            Place::Untouched => false,
+            Place::Untouched => self.take_note(granule),
             Place::Home | Place::Device { .. } => true,
+        }
+    }
+
+    /// Takes a granule that exists, and that needs no adoption, into the table.
+    fn take_note(&self, granule: Granule) -> bool {
+        let Ok(claimed) = self.table.claim(granule) else { return false };
+        if claimed.from == Place::Untouched {
+            self.table.finish(claimed, self.space.birthplace(granule), true);
+        } else {
+            self.abort(claimed);
+        }
+        true
+    }
+
+    /// Serves a touch of a page that is there and not mapped, of a granule that
+    /// is not set aside: the kernel has unmapped it for reasons of its own. False
+    /// if the granule is in motion; whoever moves it wakes then.
+    pub(crate) fn map_in(&self, granule: Granule, page: Hva) -> bool {
+        match self.table.try_pin(granule) {
+            Ok(()) => {
+                self.engine.map_in(page);
+                self.table.unpin(granule);
+                true
+            }
+            Err(TryPinError::Moving) => false,
+            // So many hold it that nobody can move it before all have let go.
+            Err(TryPinError::TooMany) => {
+                self.engine.map_in(page);
+                true
+            }
         }
     }
 
@@ -390,6 +434,10 @@ impl Core {
             self.put(from);
             to_mapped
         } else {
+            if from_mapped && !claimed.was_mapped && claimed.from != Place::Untouched {
+                // It was set aside, and is not any more.
+                self.engine.bring_back(granule, from);
+            }
             self.table.finish(claimed, from, from_mapped);
             self.put(to);
             from_mapped

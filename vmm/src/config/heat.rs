@@ -19,11 +19,12 @@ pub(super) struct HeatRequest {
     pub(super) cost: Option<Percent>,
 }
 
-/// Numbers of policy `heat`; those of another policy do not matter.
+/// Numbers of policy `heat`; those of another policy do not matter. `dax` is a
+/// region's backing that is a device.
 pub(super) fn resolve(
     request: HeatRequest,
     policy: PolicyName,
-    ram: (Size, Backing),
+    dax: Option<Backing>,
     warnings: &mut Vec<String>,
 ) -> Result<HeatConfig, ConfigError> {
     let HeatRequest { budget, period, cost } = request;
@@ -53,11 +54,10 @@ pub(super) fn resolve(
         for (option, _) in given.into_iter().filter(|(_, given)| *given) {
             warnings.push(format!("{option} changes nothing without --policy heat"));
         }
-    } else if !ram.1.is_anonymous() {
+    } else if let Some(dax) = dax {
         let message = format!(
-            "heat does not see reads of backing={}: give --memory {},backing=anon, or another \
-             policy",
-            ram.1, ram.0
+            "heat does not see reads of backing={dax}, which nobody can watch: give \
+             --device-memory another backing=, or --policy static or on-fault"
         );
         return Err(ConfigError::new("--policy", message));
     }
@@ -69,27 +69,26 @@ pub(super) fn resolve(
 mod tests {
     use super::*;
 
-    const RAM: (Size, Backing) = (Size(1 << 30), Backing::Anon);
-
-    fn refused(request: HeatRequest, ram: (Size, Backing)) -> String {
-        resolve(request, PolicyName::Heat, ram, &mut Vec::new()).unwrap_err().to_string()
+    fn refused(request: HeatRequest, dax: Option<Backing>) -> String {
+        resolve(request, PolicyName::Heat, dax, &mut Vec::new()).unwrap_err().to_string()
     }
 
     #[test]
     fn a_budget_of_nothing_and_periods_that_cannot_be_are_refused() {
         let nothing = HeatRequest { budget: Some(Size(0)), ..HeatRequest::default() };
-        assert!(refused(nothing, RAM).starts_with("--heat-budget: 0 lets nothing move"));
+        assert!(refused(nothing, None).starts_with("--heat-budget: 0 lets nothing move"));
         for ms in [0, 9, 10_001] {
-            let message = refused(HeatRequest { period: Some(ms), ..HeatRequest::default() }, RAM);
+            let message = refused(HeatRequest { period: Some(ms), ..HeatRequest::default() }, None);
             assert_eq!(message, format!("--heat-period: {ms} ms is not 10 to 10000"));
         }
         for cost in [0, 1001] {
             let cost = HeatRequest { cost: Some(Percent(cost)), ..HeatRequest::default() };
-            let message = refused(cost, RAM);
+            let message = refused(cost, None);
             assert!(message.ends_with("is not 0.01 to 10 percent"), "{message}");
         }
-        let message = refused(HeatRequest::default(), (RAM.0, Backing::Memfd));
-        assert!(message.contains("--memory 1G,backing=anon"), "{message}");
+        let dax = "dax:/dev/dax0.0".parse().unwrap();
+        let message = refused(HeatRequest::default(), Some(dax));
+        assert!(message.contains("backing=dax:/dev/dax0.0, which nobody"), "{message}");
     }
 
     #[test]
@@ -97,10 +96,10 @@ mod tests {
         let mut warnings = Vec::new();
         let given =
             HeatRequest { budget: Some(Size(5)), period: Some(50), cost: Some(Percent(50)) };
-        let config = resolve(given, PolicyName::Heat, RAM, &mut warnings).unwrap();
+        let config = resolve(given, PolicyName::Heat, None, &mut warnings).unwrap();
         assert_eq!((config.budget, config.period, config.cost), (5, Duration::from_millis(50), 50));
         assert_eq!(warnings, [""; 0]);
-        resolve(given, PolicyName::Static, RAM, &mut warnings).unwrap();
+        resolve(given, PolicyName::Static, None, &mut warnings).unwrap();
         assert_eq!(warnings.len(), 3);
     }
 }

@@ -7,6 +7,7 @@
 
 mod meter;
 mod source;
+mod writes;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -178,7 +179,13 @@ impl Service {
     fn plan(&mut self) -> Moves {
         let core = &self.movers.core;
         let room = public(core).map(|(_, free)| free).sum();
-        self.policy.plan(&|granule| place(core, granule), room)
+        let reads = self.source.sees_reads();
+        let place = |granule| match place(core, granule) {
+            // It may be read all the time.
+            Where::Fast if !reads => Where::Fixed,
+            place => place,
+        };
+        self.policy.plan(&place, room)
     }
 
     fn carry_out(&mut self, Moves { demote, promote }: &Moves) {

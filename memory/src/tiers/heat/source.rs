@@ -7,20 +7,18 @@
 //!   guest with `UFFDIO_MOVE` into the slot that its page has anyway, without a
 //!   copy; the first touch, read or write, faults, and the fault thread moves
 //!   it back. It sees reads, and when in the tick the touch came.
-//! * With `remap` there is none: write-protection sees writes only, and to have
-//!   a file's pages fault on a read takes `UFFDIO_CONTINUE` and a mapping of
-//!   its own for each watched granule. The policy is refused there.
-//! * With `node` there is none yet: its memory is not watched by userfaultfd.
-//! * `PAGEMAP_SCAN` with `UFFD_FEATURE_WP_ASYNC` is left out: that mode is one of
-//!   the whole userfaultfd, where the `remap` engine needs write-protection that
-//!   blocks; and it sees writes only.
+//!   With the `remap` engine the page stays in its file, and it is the entries
+//!   of the guest's mapping that are dropped: the first touch is a minor fault
+//!   ([`crate::engine`], glance).
+//! * [`Writes`], with `node`, sees writes only, and demotes nothing.
+//! * With /dev/dax there is none.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Turn;
 use super::meter::Meter;
-use crate::engine::EngineName;
+use super::writes::Writes;
 use crate::granule::Granule;
 use crate::heat::{Price, Seen, Touch};
 use crate::table::Place;
@@ -39,6 +37,12 @@ pub(super) trait Source: Send {
 
     /// What a look costs the guest.
     fn price(&self) -> Price;
+
+    /// Whether it sees reads. What one that does not finds unused may be read
+    /// all the time, and is not demoted.
+    fn sees_reads(&self) -> bool {
+        true
+    }
 }
 
 /// The best source that there is for these tiers.
@@ -49,18 +53,21 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
     if core.engine.sets_aside() {
         return Ok(Box::new(Touches::new(Arc::clone(core), period)));
     }
-    Err(format!(
-        "reads of memory that moves by engine {} or {} are not seen: use anonymous memory \
-         (backing=anon or node:N) with engine={}, or another policy",
-        EngineName::Remap,
-        EngineName::Node,
-        EngineName::Move
-    ))
+    if !core.engine.is_watched() {
+        let writes = Writes::new(Arc::clone(core));
+        return writes.map(|writes| -> Box<dyn Source> { Box::new(writes) }).map_err(|error| {
+            format!("writes are not seen with engine=node: {error}: use engine=move")
+        });
+    }
+    Err("reads of this memory are not seen: use anonymous memory (backing=anon or node:N) with \
+         engine=move; or backing=memfd or hugetlb, without /dev/dax, on a kernel that tells of \
+         minor faults (Linux 5.14); or another policy"
+        .to_owned())
 }
 
 /// Granules that were never moved and that are taken under control in a tick,
 /// which makes all of their memory present.
-const ADOPTED: u32 = 16;
+pub(super) const ADOPTED: u32 = 16;
 
 /// Touches of granules that are set aside.
 struct Touches {
@@ -109,7 +116,6 @@ impl Source for Touches {
 
     fn watch(&mut self, granules: &[Granule]) -> u64 {
         self.adopt = ADOPTED;
-        self.meter.ask(&self.core);
         let (mut watched, began) = (0, Instant::now());
         for granule in granules {
             let place = self.core.table.get(*granule).place;
@@ -120,6 +126,8 @@ impl Source for Touches {
             }
         }
         self.meter.aside(began.elapsed(), watched);
+        // Last: this thread may have the processor that the other waits for.
+        self.meter.ask(&self.core);
         watched.into()
     }
 

@@ -131,8 +131,9 @@ fn wait_watched(tiers: &Tiers, heat: &HeatConfig) -> Result<(), BenchError> {
     let deadline = Instant::now() + PASS;
     while tiers.residency().iter().any(|run| run.untouched) {
         if Instant::now() > deadline {
-            let message = "memory was not taken under control in time";
-            return Err(BenchError::Unexpected(message.into()));
+            let heat = tiers.status().counts.heat;
+            let message = format!("memory was not taken under control in time: {heat:?}");
+            return Err(BenchError::Unexpected(message));
         }
         thread::sleep(heat.period);
     }
