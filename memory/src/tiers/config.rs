@@ -1,5 +1,6 @@
 //! What tiers are made of, as the builder of a machine gives it.
 
+use std::fs::File;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +110,8 @@ pub struct TiersConfig {
     pub hooks: Arc<dyn Hooks>,
     /// Numbers of policy `heat`.
     pub heat: HeatConfig,
+    /// File for what policy `heat` sees, empty; see [`crate::heat::sim::sampled`].
+    pub heat_trace: Option<Arc<File>>,
     /// Ends the process when guest memory cannot be kept whole: restores the
     /// terminal and exits, without dropping anything.
     pub fatal: fn(&str) -> !,
@@ -131,6 +134,7 @@ impl TiersConfig {
             unwatched_pools: false,
             hooks: Arc::new(NoHooks),
             heat: HeatConfig::default(),
+            heat_trace: None,
             fatal,
         }
     }

@@ -7,6 +7,8 @@
 //! /proc/self/maps. The adoption lock is held while memory that nobody watches
 //! yet is made present, which no fault thread is needed for.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +23,7 @@ use super::heat::Echo;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
+use crate::heat::sim::sampled::Recorder;
 use crate::hva::Hva;
 use crate::migrate::reserve::Reserve;
 use crate::migrate::{MigrateRequest, Outcome, Target};
@@ -99,6 +102,8 @@ pub(crate) struct Core {
     pub(crate) damaged: Damaged,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
+    /// Where what policy `heat` sees is written, until that fails.
+    pub(crate) recorder: Mutex<Option<Recorder<BufWriter<File>>>>,
     /// How soon the fault thread wakes up.
     pub(crate) echo: Echo,
     pub(crate) over: AtomicBool,

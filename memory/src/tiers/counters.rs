@@ -1,6 +1,6 @@
 //! Counts of what the tiers did, for `status`.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ pub(crate) struct HeatCounters {
     pub(crate) demoted: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) cost: AtomicU64,
+    pub(crate) trace_failed: AtomicBool,
 }
 
 /// What policy `heat` did.
@@ -55,6 +56,8 @@ pub struct HeatCounts {
     /// What watching is taken to have cost the guest: its own price, measured
     /// all the time, for each look.
     pub cost: Duration,
+    /// Whether the trace of it could not be written any more, and ends early.
+    pub trace_failed: bool,
 }
 
 /// What was counted so far.
@@ -130,6 +133,7 @@ impl Counters {
                 demoted: self.heat.demoted.load(Relaxed),
                 bytes: self.heat.bytes.load(Relaxed),
                 cost: Duration::from_nanos(self.heat.cost.load(Relaxed)),
+                trace_failed: self.heat.trace_failed.load(Relaxed),
             },
         }
     }

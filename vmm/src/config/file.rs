@@ -53,7 +53,7 @@ mod tests {
             "kernel = \"vmlinux\"\ninitrd = \"initrd\"\ncmdline = \"quiet\"\ncpus = 2\n\
              memory = { size = \"2G\", prefault = true }\nefi = true\n\
              policy = \"first-touch\"\ngranule = \"64K\"\ncopy-threads = 2\n\
-             heat-budget = \"500M\"\nheat-period = 50\nheat-cost = 0.5\n\
+             heat-budget = \"500M\"\nheat-period = 50\nheat-cost = 0.5\nheat-trace = \"seen.trace\"\n\
              api-socket = \"vm.sock\"\n\
              numa-distance = [\"0:1=30\"]\nhmat = [\"0:1,read-latency=300,bandwidth=25G\"]\n\
              [[numa]]\nnode = 0\ncpus = \"0-1\"\nmemory = \"2G\"\n\

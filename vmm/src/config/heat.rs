@@ -17,6 +17,8 @@ pub(super) struct HeatRequest {
     /// Milliseconds.
     pub(super) period: Option<u32>,
     pub(super) cost: Option<Percent>,
+    /// Whether what is seen is written to a file.
+    pub(super) trace: bool,
 }
 
 /// Numbers of policy `heat`; those of another policy do not matter. `dax` is a
@@ -27,7 +29,7 @@ pub(super) fn resolve(
     dax: Option<Backing>,
     warnings: &mut Vec<String>,
 ) -> Result<HeatConfig, ConfigError> {
-    let HeatRequest { budget, period, cost } = request;
+    let HeatRequest { budget, period, cost, trace } = request;
     if budget == Some(Size(0)) {
         let message = "0 lets nothing move: give bytes a second, such as 100M, or another --policy";
         return Err(ConfigError::new("--heat-budget", message));
@@ -50,6 +52,7 @@ pub(super) fn resolve(
             ("--heat-budget", budget.is_some()),
             ("--heat-period", request.period.is_some()),
             ("--heat-cost", request.cost.is_some()),
+            ("--heat-trace", trace),
         ];
         for (option, _) in given.into_iter().filter(|(_, given)| *given) {
             warnings.push(format!("{option} changes nothing without --policy heat"));
@@ -94,12 +97,16 @@ mod tests {
     #[test]
     fn numbers_of_another_policy_are_a_warning() {
         let mut warnings = Vec::new();
-        let given =
-            HeatRequest { budget: Some(Size(5)), period: Some(50), cost: Some(Percent(50)) };
+        let given = HeatRequest {
+            budget: Some(Size(5)),
+            period: Some(50),
+            cost: Some(Percent(50)),
+            trace: true,
+        };
         let config = resolve(given, PolicyName::Heat, None, &mut warnings).unwrap();
         assert_eq!((config.budget, config.period, config.cost), (5, Duration::from_millis(50), 50));
         assert_eq!(warnings, [""; 0]);
         resolve(given, PolicyName::Static, None, &mut warnings).unwrap();
-        assert_eq!(warnings.len(), 3);
+        assert_eq!(warnings.len(), 4);
     }
 }

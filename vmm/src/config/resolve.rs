@@ -185,6 +185,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
                 budget: options.heat_budget,
                 period: options.heat_period,
                 cost: options.heat_cost,
+                trace: options.heat_trace.is_some(),
             },
             api_socket: options.api_socket.as_deref(),
         },

@@ -92,6 +92,10 @@ pub struct VmOptions {
     #[serde(deserialize_with = "lenient_option")]
     pub heat_cost: Option<Percent>,
 
+    /// Write what policy heat sees to this new file, for `neap bench heat --trace`
+    #[arg(long, value_name = "FILE")]
+    pub heat_trace: Option<PathBuf>,
+
     /// How much memory moves at once [default: 2M]
     #[arg(long, value_name = "4K|64K|2M")]
     #[serde(deserialize_with = "lenient_option")]
@@ -274,6 +278,7 @@ impl VmOptions {
         self.heat_budget = self.heat_budget.or(file.heat_budget);
         self.heat_period = self.heat_period.or(file.heat_period);
         self.heat_cost = self.heat_cost.or(file.heat_cost);
+        self.heat_trace = self.heat_trace.or(file.heat_trace);
         self.granule = self.granule.or(file.granule);
         self.copy_threads = self.copy_threads.or(file.copy_threads);
         self.api_socket = self.api_socket.or(file.api_socket);

@@ -149,6 +149,7 @@ impl Service {
         self.source.harvest(&self.movers.turn(), &mut seen);
         let core = Arc::clone(&self.movers.core);
         self.pay(&seen);
+        self.record(&seen);
         self.policy.observe(&seen);
         let moves = self.plan();
         if self.config.moves {
@@ -162,6 +163,18 @@ impl Service {
         });
         let watched = source.watch(&chosen);
         core.counters.heat.watched.fetch_add(watched, Relaxed);
+    }
+
+    /// Writes what was seen to the trace, if there is one.
+    fn record(&self, seen: &[Seen]) {
+        let core = &self.movers.core;
+        let mut recorder = lock(&core.recorder);
+        if let Some(trace) = &mut *recorder
+            && trace.note(seen, &|granule| place(core, granule)).is_err()
+        {
+            core.counters.heat.trace_failed.store(true, Relaxed);
+            *recorder = None;
+        }
     }
 
     /// Counts what the looks of the last tick have cost the guest.
