@@ -2,9 +2,10 @@
 # machine, as root, with no terminal.
 
 CARGO ?= cargo
-# Where cargo puts the binary; cargo itself reads the same variable.
+# Where cargo puts the binary; cargo itself reads the same variable, and the
+# target's name is in .cargo/config.toml.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-NEAP := $(TARGET)/release/neap
+NEAP := $(TARGET)/x86_64-unknown-linux-gnu/release/neap
 
 .PHONY: help build setup run test check
 

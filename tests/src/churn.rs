@@ -13,6 +13,10 @@ use neap_vmm::control::client::Client;
 
 /// How long a machine may take to listen.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Rest between two rounds that moved next to nothing.
+const SHORTEST_REST: Duration = Duration::from_millis(20);
+/// Rest between two rounds, however long they took.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Granules that moved each way, and what the kernel said of where they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,7 +93,7 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
         }
         // Half of the time is the guest's: an emulated one has two processors
         // for itself and for the copies, and tests of its own with deadlines.
-        std::thread::sleep(since.elapsed());
+        std::thread::sleep(since.elapsed().clamp(SHORTEST_REST, LONGEST_REST));
         if round % 8 == 1 {
             let request = Request::Residency { verify: true, from: Hex(0) };
             let Ok(answer) = client.ask::<Residency>(&request) else { break };

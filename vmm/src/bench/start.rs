@@ -137,9 +137,11 @@ pub fn measure(sides: &Sides, runs: usize) -> Result<Start, BenchError> {
     let (mut ours, mut floor) = (Timings::default(), Timings::default());
     run_once(&sides.floor.hello)?;
     run_once(&sides.ours.hello)?;
-    for _ in 0..runs {
-        floor.push(run_once(&sides.floor.hello)?);
-        ours.push(run_once(&sides.ours.hello)?);
+    for turn in 0..runs {
+        for (side, timings) in [(&sides.floor, &mut floor), (&sides.ours, &mut ours)] {
+            std::thread::sleep(phase(turn));
+            timings.push(run_once(&side.hello)?);
+        }
     }
     for _ in 0..runs.min(MEMORY_RUNS) {
         floor.rss_mib.push(peak_rss_mib(&sides.floor.stay)?);
@@ -148,6 +150,21 @@ pub fn measure(sides: &Sides, runs: usize) -> Result<Start, BenchError> {
     let (ours, floor) = (ours.measured()?, floor.measured()?);
     let figures = figures(&ours, &floor)?;
     Ok(Start { ours, floor, figures })
+}
+
+/// Time to wait before both runs of a turn, so that over the turns they begin at
+/// every phase of the kernel's tick alike.
+///
+/// Most of a start is grace periods (KVM_SET_USER_MEMORY_REGION), which end on a
+/// tick, and so does the tear-down of the run before: without this all runs of a
+/// side begin at the same phase, and which side needs one tick more is an
+/// accident of the day.
+fn phase(turn: usize) -> Duration {
+    /// Multiples of it, less their whole part, lie as evenly as can be.
+    const GOLDEN: f64 = 0.618_033_988_75;
+    /// A whole number of ticks at 100, 250 and 1000 Hz.
+    const TICKS: Duration = Duration::from_millis(20);
+    TICKS.mul_f64((turn as f64 * GOLDEN).fract())
 }
 
 fn figures(ours: &Measured, floor: &Measured) -> Result<Vec<Figure>, BenchError> {
@@ -312,6 +329,14 @@ Rss:                 900 kB
     fn keys_match_at_the_start_of_a_line() {
         assert_eq!(kib_of("VmPeak:\t 9 kB\nVmHWM:\t    1234 kB\n", "VmHWM:"), Some(1234));
         assert_eq!(kib_of("KernelPageSize: 4 kB", "Size:"), None);
+    }
+
+    #[test]
+    fn turns_begin_at_every_phase_of_a_tick() {
+        let mut phases: Vec<_> = (0..21).map(|turn| phase(turn).as_micros() % 4000).collect();
+        phases.sort_unstable();
+        let gaps = phases.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(gaps.max().unwrap() < 1000, "{phases:?}");
     }
 
     #[test]
