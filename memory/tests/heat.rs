@@ -14,6 +14,7 @@ use neap_memory::guest::{GuestMemory, RangeSpec};
 use neap_memory::migrate::{MigrateRequest, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
+use neap_memory::uffd::Features;
 use neap_memory::{Backing, Gpa, GpaRange};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -194,6 +195,11 @@ fn what_cannot_be_is_refused() {
     let mut soon = good();
     soon.heat.period = Duration::from_millis(1);
     assert!(refused(soon).contains("10ms to 10s"));
-    let files = config(Backing::Memfd, GranuleSize::M2, ram, Kind::Public);
+    let mut dear = good();
+    dear.heat.cost = 1001;
+    assert!(refused(dear).contains("10.01 %"));
+    // Reads of files are seen by minor faults.
+    let mut files = config(Backing::Memfd, GranuleSize::M2, ram, Kind::Public);
+    files.features = Features(!Features::MINOR_SHMEM.0);
     assert!(refused(files).contains("backing=anon"));
 }
