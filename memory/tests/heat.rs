@@ -3,6 +3,8 @@
 #![cfg(not(feature = "loom"))]
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::File;
+use std::io::Seek;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 use neap_memory::addr::MIB;
 use neap_memory::granule::{GranuleSize, Kind, PoolId};
 use neap_memory::guest::{GuestMemory, RangeSpec};
+use neap_memory::heat::sim::sampled::Sampled;
+use neap_memory::heat::sim::{Trace, hot_set};
 use neap_memory::migrate::{MigrateRequest, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
@@ -41,6 +45,8 @@ fn config(backing: Backing, granule: GranuleSize, pool: u64, kind: Kind) -> Tier
         heat: HeatConfig {
             budget: 1 << 30,
             period: Duration::from_millis(10),
+            // Looking may cost much: the proofs are not of that.
+            cost: 1000,
             ..HeatConfig::default()
         },
         ..TiersConfig::new(granule, fatal)
@@ -78,11 +84,15 @@ fn in_device(tiers: &Tiers, range: &GpaRange) -> bool {
 }
 
 /// A set that is only read comes to the device and stays, whatever else is.
-fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
-    let memory = memory(Backing::Anon, ram);
+fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: bool) {
+    let memory = memory(backing, ram);
     let pages = ram / 4096;
     fill(&memory, pages);
-    let tiers = Tiers::new(&memory, config(Backing::Anon, granule, ram / 4, Kind::Public)).unwrap();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut trace = File::from(rustix::fs::memfd_create("trace", flags).unwrap());
+    let mut config = config(backing, granule, ram / 4, Kind::Public);
+    config.heat_trace = Some(Arc::new(trace.try_clone().unwrap()));
+    let tiers = Tiers::new(&memory, config).unwrap();
     let hot = range(ram / 2, ram / 8);
     let hot_pages = hot.base().0 / 4096..hot.end().0 / 4096;
     let stop = AtomicBool::new(false);
@@ -122,6 +132,12 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
     assert!(tiers.pin(all, LIMIT).is_ok());
     assert_eq!(read(&memory, 0..pages, &AtomicBool::new(true)), 0);
     drop(tiers);
+    trace.rewind().unwrap();
+    let text = std::io::read_to_string(&trace).unwrap();
+    let mut recorded = Sampled::read(&mut text.as_bytes()).unwrap();
+    assert_eq!(u64::from(recorded.granules()), ram / granule.bytes());
+    // Only the hot set is used, and all of it was seen.
+    assert_eq!(u64::from(hot_set(&mut recorded, 1.0)), set);
     for page in 0..pages {
         // SAFETY: guest memory of the test; nothing is away any more.
         assert_eq!(unsafe { word(&memory, page).read_volatile() }, page + 1);
@@ -130,25 +146,42 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
 
 #[test]
 fn what_is_only_read_comes_to_the_device_at_2m() {
-    read_only_set(GranuleSize::M2, 128 * MIB, false);
+    read_only_set(Backing::Anon, GranuleSize::M2, 128 * MIB, false);
 }
 
 #[test]
 fn what_is_only_read_comes_to_the_device_at_64k() {
-    read_only_set(GranuleSize::K64, 8 * MIB, false);
+    read_only_set(Backing::Anon, GranuleSize::K64, 8 * MIB, false);
+}
+
+#[test]
+fn what_is_only_read_comes_to_the_device_also_in_files() {
+    read_only_set(Backing::Memfd, GranuleSize::M2, 128 * MIB, false);
+    read_only_set(Backing::Memfd, GranuleSize::K64, 8 * MIB, false);
+    read_only_set(Backing::Memfd, GranuleSize::K4, 2 * MIB, false);
 }
 
 #[test]
 fn requests_of_people_go_through_meanwhile() {
-    read_only_set(GranuleSize::M2, 128 * MIB, true);
+    read_only_set(Backing::Anon, GranuleSize::M2, 128 * MIB, true);
+    read_only_set(Backing::Memfd, GranuleSize::M2, 128 * MIB, true);
 }
 
 #[test]
 fn granules_that_are_watched_can_be_pinned_and_moved() {
+    pinned_and_moved(Backing::Anon);
+}
+
+#[test]
+fn granules_of_files_that_are_watched_can_be_pinned_and_moved() {
+    pinned_and_moved(Backing::Memfd);
+}
+
+fn pinned_and_moved(backing: Backing) {
     let ram = 32 * MIB;
-    let memory = memory(Backing::Anon, ram);
+    let memory = memory(backing, ram);
     fill(&memory, ram / 4096);
-    let mut config = config(Backing::Anon, GranuleSize::M2, ram, Kind::Public);
+    let mut config = config(backing, GranuleSize::M2, ram, Kind::Public);
     config.heat.moves = false;
     let tiers = Tiers::new(&memory, config).unwrap();
     let all = range(0, ram);

@@ -98,6 +98,15 @@ impl Glance {
                 Err(MoveError { moved, errno: Errno::EXIST | Errno::FAULT }) => {
                     done += moved + page;
                 }
+                // It has failed. Whoever touches it is told so, instead of waiting.
+                Err(MoveError { moved, errno: Errno::IO }) => {
+                    done += moved;
+                    let failed = HvaRange::new(range.start().offset(done), page);
+                    if uffd.poison(failed).is_err() {
+                        return;
+                    }
+                    done += page;
+                }
                 Err(_) => return,
             }
         }
