@@ -6,8 +6,8 @@
 use std::fs::File;
 use std::io::Seek;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use neap_memory::addr::MIB;
@@ -53,6 +53,13 @@ fn config(backing: Backing, granule: GranuleSize, pool: u64, kind: Kind) -> Tier
     }
 }
 
+/// One guest at a time: what looking costs is measured, and others would take
+/// the time of the threads that are measured.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One word of each page of guest memory, from `pages`.
 fn word(memory: &GuestMemory, page: u64) -> *mut u64 {
     std::ptr::with_exposed_provenance_mut((memory.slots()[0].hva + page * 4096) as usize)
@@ -85,6 +92,7 @@ fn in_device(tiers: &Tiers, range: &GpaRange) -> bool {
 
 /// A set that is only read comes to the device and stays, whatever else is.
 fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: bool) {
+    let _alone = alone();
     let memory = memory(backing, ram);
     let pages = ram / 4096;
     fill(&memory, pages);
@@ -100,7 +108,10 @@ fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: boo
         let reader = scope.spawn(|| read(&memory, hot_pages, &stop));
         let since = Instant::now();
         while !in_device(&tiers, &hot) {
-            assert!(since.elapsed() < LIMIT, "{:?}", tiers.status());
+            if since.elapsed() > LIMIT {
+                stop.store(true, Ordering::Relaxed);
+                panic!("{:?}", tiers.status());
+            }
             if requests {
                 // People move what they like meanwhile.
                 let request = MigrateRequest {
@@ -117,11 +128,16 @@ fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: boo
         stop.store(true, Ordering::Relaxed);
         reader.join().unwrap()
     });
+    let set = ram / 8 / granule.bytes();
+    // What moved is there before it is counted.
+    let since = Instant::now();
+    while tiers.status().counts.heat.promoted < set && since.elapsed() < LIMIT {
+        std::thread::yield_now();
+    }
     let counts = tiers.status().counts;
     eprintln!("{granule}: {counts:?}");
     assert_eq!(wrong, 0);
     assert!(counts.heat.touched > 0 && counts.heat.touched <= counts.heat.watched);
-    let set = ram / 8 / granule.bytes();
     assert!((set..=2 * set).contains(&counts.heat.promoted), "{counts:?}");
     if !requests {
         assert_eq!(counts.bytes, counts.heat.bytes);
@@ -178,6 +194,7 @@ fn granules_of_files_that_are_watched_can_be_pinned_and_moved() {
 }
 
 fn pinned_and_moved(backing: Backing) {
+    let _alone = alone();
     let ram = 32 * MIB;
     let memory = memory(backing, ram);
     fill(&memory, ram / 4096);
@@ -188,6 +205,12 @@ fn pinned_and_moved(backing: Backing) {
     let deadline = Instant::now() + Duration::from_secs(2);
     let mut rounds = 0;
     while Instant::now() < deadline || tiers.status().counts.heat.watched < 100 {
+        // Some is watched in each round.
+        let (before, since) = (tiers.status().counts.heat.watched, Instant::now());
+        while tiers.status().counts.heat.watched == before {
+            assert!(since.elapsed() < LIMIT, "{:?}", tiers.status());
+            std::thread::yield_now();
+        }
         // Whoever pins memory and then touches it must not wait for itself.
         let pin = tiers.pin(all, LIMIT).unwrap();
         assert_eq!(read(&memory, 0..ram / 4096, &AtomicBool::new(true)), 0);
