@@ -9,6 +9,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
+use crate::account::hugepages::HugePages;
 use crate::addr::{HUGE_PAGE_SIZE, KIB, display_size};
 use crate::dax::{self, DaxError, DaxPath};
 use crate::hva::{Hva, HvaRange};
@@ -215,10 +216,6 @@ pub fn file(size: u64, backing: Backing) -> Result<OwnedFd, BackingError> {
     make().map_err(|source| BackingError::Refused { size, backing, source: source.into() })
 }
 
-/// The pool of 2 MiB pages, whatever the default size of huge pages is
-/// (Documentation/admin-guide/mm/hugetlbpage.rst).
-const HUGE_PAGE_POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-
 /// hugetlb reserves at mmap time and says ENOMEM; this says how many pages
 /// are missing for `size` bytes. The check may be overtaken by another process,
 /// and then the kernel's own refusal stands.
@@ -226,14 +223,11 @@ const HUGE_PAGE_POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// # Errors
 /// [`BackingError::HugePages`].
 pub fn check_huge_pages(size: u64) -> Result<(), BackingError> {
-    let field = |name: &str| -> u64 {
-        let text = std::fs::read_to_string(format!("{HUGE_PAGE_POOL}/{name}"));
-        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    };
     let needed = size.div_ceil(HUGE_PAGE_SIZE);
-    let free = field("free_hugepages").saturating_sub(field("resv_hugepages"));
+    let pool = HugePages::read();
+    let free = pool.free.saturating_sub(pool.reserved);
     if free < needed {
-        return Err(BackingError::HugePages { needed, free, total: field("nr_hugepages") });
+        return Err(BackingError::HugePages { needed, free, total: pool.total });
     }
     Ok(())
 }

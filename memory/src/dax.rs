@@ -189,6 +189,11 @@ pub fn check_size(file: impl AsFd, path: DaxPath, wanted: u64) -> Result<(), Dax
     }
 }
 
+/// Bytes that a device has; `None`: it is no device of the dax bus, or gone.
+pub(crate) fn size_of(device: u64) -> Option<u64> {
+    number(&folder(device), "size")
+}
+
 /// What sysfs says of a device.
 fn folder(device: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/char/{}:{}", major(device), minor(device)))

@@ -4,6 +4,7 @@
 //! This crate knows nothing of devices or of KVM exits.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod account;
 pub mod addr;
 pub mod backing;
 pub mod dax;

@@ -29,6 +29,10 @@ pub struct Moves {
     pub verified: u64,
     /// Those that were elsewhere.
     pub misplaced: usize,
+    /// Looks at the kernel's books that found everything at rest.
+    pub accounted: u64,
+    /// Where those said otherwise.
+    pub unaccounted: usize,
     /// vCPUs parked for moves, at the last look at all of the machine.
     pub stalls: Option<Stalls>,
 }
@@ -100,8 +104,17 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
             let verified = answer.verified.unwrap_or_default();
             moves[0].verified += verified.checked;
             moves[0].misplaced += verified.mismatches.len();
-            let Ok(status) = client.ask::<Status>(&Request::Status {}) else { break };
-            moves[0].stalls = status.tiers.and_then(|tiers| tiers.stalls);
+            let Ok(status) = client.ask::<Status>(&Request::Status { verify: true }) else {
+                break;
+            };
+            let tiers = status.tiers.unwrap_or_default();
+            moves[0].stalls = tiers.stalls;
+            let accounts = tiers.accounts.unwrap_or_default();
+            moves[0].accounted += u64::from(accounts.settled);
+            moves[0].unaccounted += accounts.differences.len();
+            if !accounts.differences.is_empty() {
+                eprintln!("{accounts:?}");
+            }
         }
     }
     moves

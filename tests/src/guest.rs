@@ -1,5 +1,6 @@
 //! A Linux guest that runs a job and powers off.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neap_vmm::images::{self, GuestImages, InheritedFile, Job};
@@ -30,6 +31,7 @@ pub struct Guest {
     cmdline: String,
     job: Job,
     options: Vec<String>,
+    cgroup: Option<PathBuf>,
     deadline: Duration,
 }
 
@@ -45,8 +47,8 @@ impl Guest {
     pub fn with_job(job: Job) -> Self {
         let images = images::locate().unwrap();
         let cmdline = "console=ttyS0 panic=-1 panic_on_warn=1 quiet loglevel=1".to_owned();
-        let (image, options) = (Image::Vmlinux, Vec::new());
-        Self { images, image, cmdline, job, options, deadline: DEADLINE }
+        let (image, options, cgroup) = (Image::Vmlinux, Vec::new(), None);
+        Self { images, image, cmdline, job, options, cgroup, deadline: DEADLINE }
     }
 
     /// A guest that runs a shell script.
@@ -63,6 +65,12 @@ impl Guest {
     /// Options of `neap run`, as one would type them.
     pub fn options(mut self, text: &str) -> Self {
         self.options.extend(text.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// Has `neap` run in this cgroup, given by its folder.
+    pub fn within(mut self, cgroup: &Path) -> Self {
+        self.cgroup = Some(cgroup.to_owned());
         self
     }
 
@@ -86,7 +94,19 @@ impl Guest {
         };
         let initrd = self.job.initrd(&self.images.initramfs).unwrap();
         let initrd = InheritedFile::new("initrd", &initrd).unwrap();
-        let neap = Neap::new(["run", "--cmdline", &self.cmdline])
+        let run = ["run", "--cmdline", &self.cmdline];
+        let neap = match &self.cgroup {
+            None => Neap::new(run),
+            // It is in there before it takes any memory.
+            Some(cgroup) => {
+                let join = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
+                Neap::of_program("sh", ["-c", join])
+                    .args([cgroup.as_os_str()])
+                    .args([crate::neap()])
+                    .args(run)
+            }
+        };
+        let neap = neap
             .args([&"--kernel".into(), kernel, &"--initrd".into(), &initrd.path()])
             .args(&self.options)
             .deadline(self.deadline);

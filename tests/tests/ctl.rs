@@ -107,6 +107,12 @@ fn memory_moves_and_comes_home() {
     assert_eq!(residency["verified"]["checked"], 8);
     let text = machine.tells("residency --verify");
     assert!(text.contains("region 0, frame") && text.contains("0 elsewhere"), "{text}");
+    let accounts = &machine.json("status --verify")["tiers"]["accounts"];
+    assert_eq!((&accounts["settled"], &accounts["differences"]), (&json!(true), &json!([])));
+    let region = &accounts["tiers"][1];
+    assert_eq!((&region["region"], &region["kernel-bytes"]), (&json!(0), &json!(16 << 20)));
+    let text = machine.tells("status --verify");
+    assert!(text.ends_with("the kernel agrees\n"), "{text}");
     let text = machine.tells("status");
     assert!(text.contains("8 to devices") && text.contains("32M"), "{text}");
     // More than the pool has: what fits moves, and the rest is told why not.

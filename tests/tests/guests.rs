@@ -6,6 +6,7 @@ mod guests {
     pub(crate) mod acpi;
     pub(crate) mod console;
     pub(crate) mod ends;
+    pub(crate) mod limits;
     pub(crate) mod memory_failure;
     pub(crate) mod memory_map;
     pub(crate) mod moving;
@@ -16,7 +17,9 @@ mod guests {
 use std::process::ExitCode;
 use std::time::Duration;
 
-use guests::{acpi, console, ends, memory_failure, memory_map, moving, processors, profiles};
+use guests::{
+    acpi, console, ends, limits, memory_failure, memory_map, moving, processors, profiles,
+};
 use libtest_mimic::{Arguments, Trial};
 use neap_vmm::doctor::{GuestMode, guest_mode};
 use neap_vmm::lab;
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let trials = [
         profiles::trials(),
         moving::trials(),
+        limits::trials(),
         memory_failure::trials(),
         memory_map::trials(),
         acpi::trials(),

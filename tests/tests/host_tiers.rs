@@ -4,13 +4,14 @@
 
 mod host_tiers {
     pub(crate) mod hmm;
+    pub(crate) mod plug;
     pub(crate) mod refusals;
 }
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use host_tiers::{hmm, refusals};
+use host_tiers::{hmm, plug, refusals};
 use libtest_mimic::{Arguments, Trial};
 use neap_vmm::lab;
 
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     }
     // Guests share two processors and a lab's memory.
     arguments.test_threads = Some(1);
-    let trials = [refusals::trials(), hmm::trials()];
+    let trials = [refusals::trials(), plug::trials(), hmm::trials()];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use kvm_ioctls::VcpuFd;
 use neap_devices::serial::SerialPort;
 use neap_memory::poison;
-use neap_memory::tiers::Tiers;
+use neap_memory::tiers::{Met, Tiers};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::control::desk::Owner;
@@ -151,7 +151,7 @@ impl Machine {
             let _ = ahead.read();
         }
         for lost in poison::announced() {
-            self.shared.failures.met(lost);
+            self.shared.failures.met(lost, Met::Ahead);
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use neap_memory::guest::Slot;
 use neap_memory::poison::Lost;
-use neap_memory::tiers::Tiers;
+use neap_memory::tiers::{Met, Tiers};
 use neap_memory::{Gpa, GuestMemory};
 
 use crate::failure::{VM_FAILED, tell};
@@ -38,10 +38,10 @@ impl MemoryFailures {
 
     /// Notes that memory has failed, and says where the guest sees it; none if
     /// it is not the guest's.
-    pub fn met(&self, lost: Lost) -> Option<Gpa> {
+    pub fn met(&self, lost: Lost, met: Met) -> Option<Gpa> {
         let gpa = gpa(&self.slots, lost)?;
         if let Some(tiers) = &self.tiers {
-            tiers.memory_failed(lost);
+            tiers.memory_failed(lost, met);
         }
         if self.told.fetch_add(1, Ordering::Relaxed) < TOLD {
             let bytes = lost.0.len();

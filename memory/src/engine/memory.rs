@@ -25,6 +25,7 @@ const PAGEMAP_SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610 && size_of::<pm_scan_arg>() == 96);
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_HUGE: u64 = 1 << 6;
 
 /// Copies `len` bytes; `private`: of private anonymous memory.
@@ -123,12 +124,49 @@ fn advise_once(range: HvaRange, advice: libc::c_int) -> Result<(), Errno> {
 /// ENOTTY before Linux 6.7.
 pub(crate) fn present(range: HvaRange) -> Result<Present, Errno> {
     let mut found = Present::default();
-    scan(range, |pages, huge| {
+    scan(range, |pages, categories| {
         found.bytes += pages.len() as u64;
-        found.huge += if huge { pages.len() as u64 } else { 0 };
+        found.huge += if is_huge(categories) { pages.len() as u64 } else { 0 };
         true
     })?;
     Ok(found)
+}
+
+/// The same with the kernel's page of zeros told apart, which takes no memory
+/// however often it is mapped. Where it splits a huge page the kernel maps it
+/// instead of pages that hold nothing but zeros (`try_to_map_unused_to_zeropage`
+/// in mm/migrate.c, since Linux 6.12).
+///
+/// # Errors
+/// As [`present`].
+pub(crate) fn resident(range: HvaRange) -> Result<Resident, Errno> {
+    let mut found = Resident::default();
+    scan(range, |pages, categories| {
+        let bytes = pages.len() as u64;
+        if categories & PAGE_IS_PFNZERO != 0 {
+            found.zeros += bytes;
+        } else {
+            found.bytes += bytes;
+            found.huge += if is_huge(categories) { bytes } else { 0 };
+        }
+        true
+    })?;
+    Ok(found)
+}
+
+/// Answer of [`resident`], in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resident {
+    /// Pages that take memory, or swap space.
+    pub(crate) bytes: u64,
+    /// Of these, in huge pages.
+    pub(crate) huge: u64,
+    /// The page of zeros.
+    pub(crate) zeros: u64,
+}
+
+fn is_huge(categories: u64) -> bool {
+    categories & PAGE_IS_HUGE != 0
 }
 
 /// Addresses of the pages of `range` that there are: the first of a huge one,
@@ -138,8 +176,8 @@ pub(crate) fn present(range: HvaRange) -> Result<Present, Errno> {
 /// As [`present`].
 pub(crate) fn pages_of(range: HvaRange) -> Result<Vec<usize>, Errno> {
     let mut found = Vec::new();
-    scan(range, |pages, huge| {
-        found.extend(calls::pages(pages, huge));
+    scan(range, |pages, categories| {
+        found.extend(calls::pages(pages, is_huge(categories)));
         true
     })?;
     Ok(found)
@@ -167,9 +205,9 @@ pub(crate) fn moved_ahead(from: HvaRange, to: Hva) -> Result<usize, Errno> {
     Ok(arrived.0 - to.0)
 }
 
-/// Calls `each` with the parts of `range` that have pages, in order, and
-/// whether those are huge, until it says false.
-fn scan(range: HvaRange, mut each: impl FnMut(HvaRange, bool) -> bool) -> Result<(), Errno> {
+/// Calls `each` with the parts of `range` that have pages, in order, and the
+/// categories of those, until it says false.
+fn scan(range: HvaRange, mut each: impl FnMut(HvaRange, u64) -> bool) -> Result<(), Errno> {
     const REGIONS: usize = 64;
     static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
     let pagemap = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok());
@@ -191,7 +229,7 @@ fn scan(range: HvaRange, mut each: impl FnMut(HvaRange, bool) -> bool) -> Result
             category_inverted: 0,
             category_mask: 0,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_HUGE,
+            return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE,
         };
         // SAFETY: opcode and structure belong together, as asserted above.
         let call = unsafe { Updater::<PAGEMAP_SCAN, _>::new(&mut request) };
@@ -200,7 +238,7 @@ fn scan(range: HvaRange, mut each: impl FnMut(HvaRange, bool) -> bool) -> Result
         unsafe { rustix::ioctl::ioctl(pagemap, call) }?;
         for [start, end, categories] in regions.into_iter().filter(|[start, end, _]| start < end) {
             let pages = HvaRange::new(Hva(start as usize), (end - start) as usize);
-            if !each(pages, categories & PAGE_IS_HUGE != 0) {
+            if !each(pages, categories) {
                 return Ok(());
             }
         }
@@ -253,6 +291,10 @@ impl Bits {
     fn get(&self, index: u32) -> bool {
         let word = self.0.get(index as usize / 64);
         word.is_some_and(|word| word.load(Ordering::Acquire) >> (index % 64) & 1 == 1)
+    }
+
+    fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()
     }
 
     fn set(&self, index: u32) {
@@ -312,6 +354,28 @@ impl Slots {
         self.backed.get(index)
     }
 
+    /// How many had.
+    pub(crate) fn count_backed(&self) -> u64 {
+        self.backed.count()
+    }
+
+    /// Runs of slots that never had, as pairs of first and count.
+    pub(crate) fn unbacked(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let count = self.len();
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let first = (next..count).find(|index| !self.is_backed(*index))?;
+            next = (first..count).find(|index| self.is_backed(*index)).unwrap_or(count);
+            Some((first, next - first))
+        })
+    }
+
+    /// How many slots there are.
+    pub(crate) fn len(&self) -> u32 {
+        // It was made of so many.
+        (self.region.size() / self.bytes) as u32
+    }
+
     /// Notes that it has.
     pub(crate) fn set_backed(&self, index: u32) {
         self.backed.set(index);
@@ -343,6 +407,8 @@ mod tests {
         assert!(!any_present(slots.range()));
         slots.back(3).unwrap();
         assert!(slots.is_backed(3) && !slots.is_backed(2));
+        assert_eq!((slots.count_backed(), slots.len()), (1, 8));
+        assert_eq!(slots.unbacked().collect::<Vec<_>>(), [(0, 3), (4, 4)]);
         assert_eq!(present(slots.range()).unwrap().bytes, slots.slot(3).len() as u64);
         assert!(any_present(slots.slot(3)) && !any_present(slots.slot(4)));
     }

@@ -24,16 +24,20 @@ pub(crate) mod mover;
 pub(crate) mod node;
 mod pace;
 pub(crate) mod remap;
+pub(crate) mod rows;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use self::hurry::Waiters;
+use self::rows::Row;
 use crate::granule::{Granule, PoolId};
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
+use crate::numa::Placement;
 use crate::park::Stalls;
 use crate::table::Place;
 
@@ -164,6 +168,37 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// What the kernel said.
     fn release_pool(&self, _: PoolId) -> Result<u64, Errno> {
         Ok(0)
+    }
+
+    /// Bytes of host memory that a step takes which nobody had before, at the
+    /// most, as far as a memory cgroup is charged for them.
+    fn takes(&self, _: &Step) -> u64 {
+        0
+    }
+
+    /// Has a pool without users or memory get its memory from `node` from now on;
+    /// `None`: from anywhere.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: its memory is of another kind; or mbind(2)'s.
+    fn place_pool(&self, _: PoolId, _: Option<u32>) -> Result<(), Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
+    /// Whether a pool gives its memory back when it is released, so that it can
+    /// have less.
+    fn gives_back(&self, _: PoolId) -> bool {
+        true
+    }
+
+    /// Which nodes the tiers are on.
+    fn placement(&self) -> Arc<Placement> {
+        Arc::default()
+    }
+
+    /// Where memory is that the guest does not have mapped.
+    fn rows(&self) -> Vec<Row<'_>> {
+        Vec::new()
     }
 
     /// VMAs that a run of granules of its own may add to the process.

@@ -22,10 +22,10 @@ use rustix::io::Errno;
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::{Engine, Fatal, Step, Verdict, Verifier, memory, outcome_of};
-use crate::granule::Granule;
+use crate::granule::{Granule, PoolId};
 use crate::hva::HvaRange;
 use crate::migrate::Outcome;
-use crate::numa::{Placement, calls};
+use crate::numa::{Placed, Placement, calls};
 use crate::space::Space;
 use crate::table::Place;
 
@@ -37,7 +37,7 @@ const TRIES: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct NodeEngine {
     space: Arc<Space>,
-    placement: Placement,
+    placement: Placed,
     /// Whether granules are to be huge pages.
     huge: bool,
     hooks: Arc<dyn Hooks>,
@@ -72,7 +72,7 @@ impl NodeEngine {
             // EINVAL: this host has no transparent huge pages; small ones serve.
             let _ = memory::advise_huge(range, huge);
         }
-        Self { space, placement, huge, hooks, fatal }
+        Self { space, placement: Placed::new(placement), huge, hooks, fatal }
     }
 
     fn guest(&self, granule: Granule) -> HvaRange {
@@ -83,7 +83,8 @@ impl NodeEngine {
 
     /// The node that a granule goes to. Home may be several, in turn.
     fn node(&self, granule: Granule, place: Place) -> Option<i32> {
-        let nodes = self.placement.of(place);
+        let placement = self.placement.now();
+        let nodes = placement.of(place);
         let node = nodes.get(granule.0 as usize % nodes.len().max(1))?;
         i32::try_from(*node).ok()
     }
@@ -243,18 +244,30 @@ impl Engine for NodeEngine {
         step.from_mapped && step.to_mapped
     }
 
+    fn place_pool(&self, pool: PoolId, node: Option<u32>) -> Result<(), Errno> {
+        // A frame is room on a node here.
+        let node = node.ok_or(Errno::OPNOTSUPP)?;
+        self.placement.set_pool(pool, Some(node));
+        Ok(())
+    }
+
+    fn placement(&self) -> Arc<Placement> {
+        self.placement.now()
+    }
+
     fn vmas_per_run(&self) -> u64 {
         0
     }
 
     fn verifier(&self) -> Result<Verifier<'_>, Errno> {
         let bytes = self.space.bytes() as u64;
+        let placement = self.placement.now();
         Ok(Box::new(move |granule, place, _| {
             let guest = self.guest(granule);
             let found = memory::present(guest)?;
             let wrong = match found.bytes {
                 there if there == bytes => {
-                    self.placement.misplaced(guest, place, found.huge == bytes)?
+                    placement.misplaced(guest, place, found.huge == bytes)?
                 }
                 there => Some(format!("{there} bytes of it are present")),
             };

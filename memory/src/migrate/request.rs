@@ -66,6 +66,9 @@ pub enum Outcome {
     WrongKind,
     /// No frame is free where it was to go.
     NoFrame,
+    /// It would take memory that it never had, and a cgroup of this process is
+    /// near its limit; at the limit the kernel would end a process.
+    NoMemory,
     /// Its mapping would take one VMA more than the process may have
     /// (`vm.max_map_count`).
     VmaBudget,
@@ -86,12 +89,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome with its name in messages and JSON.
-    pub const NAMES: [(&'static str, Self); 12] = [
+    pub const NAMES: [(&'static str, Self); 13] = [
         ("moved", Self::Moved),
         ("already-there", Self::AlreadyThere),
         ("pinned", Self::Pinned),
         ("wrong-kind", Self::WrongKind),
         ("no-frame", Self::NoFrame),
+        ("no-memory", Self::NoMemory),
         ("vma-budget", Self::VmaBudget),
         ("busy", Self::Busy),
         ("copy-failed", Self::CopyFailed),

@@ -47,6 +47,27 @@ pub fn bind(range: HvaRange, nodes: &[u32]) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// Has the pages of `range` come from anywhere again.
+///
+/// # Errors
+/// As [`bind`].
+pub fn unbind(range: HvaRange) -> Result<(), Errno> {
+    const MPOL_DEFAULT: libc::c_ulong = 0;
+    // SAFETY: as in `bind`; this policy has no mask.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            range.start().as_ptr(),
+            range.len(),
+            MPOL_DEFAULT,
+            ptr::null::<libc::c_ulong>(),
+            0 as libc::c_ulong,
+            0 as libc::c_ulong,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
 /// Addresses of the pages of `range`: huge ones, or small ones.
 pub fn pages(range: HvaRange, huge: bool) -> Vec<usize> {
     let step = if huge { HUGE_PAGE_SIZE } else { PAGE_SIZE } as usize;

@@ -4,6 +4,8 @@
 pub mod calls;
 pub mod nodes;
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use rustix::io::Errno;
 
 use crate::granule::PoolId;
@@ -17,6 +19,31 @@ pub struct Placement {
     pub home: Vec<u32>,
     /// Of each pool; `None`: anywhere.
     pub pools: Vec<Option<u32>>,
+}
+
+/// A [`Placement`] that may become another, when a region gets memory of
+/// another node. Nobody waits for anybody but for a copy of an `Arc`.
+#[derive(Debug)]
+pub struct Placed(Mutex<Arc<Placement>>);
+
+impl Placed {
+    /// As at first.
+    pub fn new(placement: Placement) -> Self {
+        Self(Mutex::new(Arc::new(placement)))
+    }
+
+    /// As it is now.
+    pub fn now(&self) -> Arc<Placement> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has a pool on another node.
+    pub fn set_pool(&self, pool: PoolId, node: Option<u32>) {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = Arc::make_mut(&mut now).pools.get_mut(usize::from(pool.0)) {
+            *entry = node;
+        }
+    }
 }
 
 impl Placement {

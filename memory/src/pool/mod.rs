@@ -108,6 +108,30 @@ impl Pool {
         self.closed
     }
 
+    /// The most frames that it can have: those that it was made with.
+    pub fn most(&self) -> u32 {
+        // Made from a u32.
+        self.states.len() as u32
+    }
+
+    /// Has only its first `frames` frames from now on, which may be all that it
+    /// was made with again. False, and nothing done, while anybody uses one, or
+    /// if there never were so many.
+    pub fn resize(&mut self, frames: u32) -> bool {
+        if self.stats.used > 0 || frames == 0 || frames > self.most() {
+            return false;
+        }
+        let mut space = Space::new(frames);
+        let mut retired = 0;
+        for frame in (0..frames).filter(|frame| self.is_retired(Frame(*frame))) {
+            space.take(frame);
+            retired += 1;
+        }
+        self.space = space;
+        self.stats = PoolStats { frames, free: frames - retired, retired, ..self.stats };
+        true
+    }
+
     /// Which pool it is.
     pub fn id(&self) -> PoolId {
         self.id
@@ -232,8 +256,11 @@ impl Pool {
     /// No such frame.
     pub fn retire(&mut self, frame: Frame) -> Result<(), PoolError> {
         let frames = self.frames();
-        let state =
-            self.states.get_mut(frame.0 as usize).ok_or(PoolError::OutOfRange { frame, frames })?;
+        let state = self
+            .states
+            .get_mut(frame.0 as usize)
+            .filter(|_| frame.0 < frames)
+            .ok_or(PoolError::OutOfRange { frame, frames })?;
         let before = std::mem::replace(state, *state | RETIRED);
         if before == 0 {
             self.space.take(frame.0);

@@ -13,10 +13,11 @@ use rustix::io::Errno;
 use super::budget::VmaBudget;
 use super::core::Core;
 use super::counters::Counters;
-use super::failure::Damaged;
+use super::failure::{Damaged, Listener};
 use super::fault::FaultThread;
 use super::heat::{Echo, HeatThread};
 use super::movers::Movers;
+use super::room::Room;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
 use crate::backing::{self, Backing, BackingError};
 use crate::dax;
@@ -95,6 +96,7 @@ impl Tiers {
             engine,
             policy: Mutex::new(policy::make(config.policy)),
             budget: Mutex::new(VmaBudget::new()),
+            room: Mutex::new(Room::new(config.cgroups.clone())),
             adopting: Mutex::new(()),
             hurry: Hurry::default(),
             inbox: Mutex::default(),
@@ -103,6 +105,7 @@ impl Tiers {
             watches_first_touch: config.policy == PolicyName::FirstTouch,
             counters: Counters::default(),
             damaged: Damaged::default(),
+            on_failure: Listener::default(),
             touched: Mutex::default(),
             recorder: Mutex::new(recorder),
             echo: Echo::default(),
@@ -124,7 +127,17 @@ impl Tiers {
         };
         let memory = Arc::clone(memory);
         let heat = Mutex::new(heat);
-        Ok(Self { heat, fault, movers, plugging: Mutex::default(), core, config, _memory: memory })
+        let backings = config.regions.iter().map(|region| region.backing).collect();
+        Ok(Self {
+            heat,
+            fault,
+            movers,
+            plugging: Mutex::default(),
+            backings: Mutex::new(backings),
+            core,
+            config,
+            _memory: memory,
+        })
     }
 }
 

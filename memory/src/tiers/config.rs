@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Backing;
+use crate::account::cgroup::Cgroups;
 use crate::engine::EngineName;
 use crate::engine::hooks::{Hooks, NoHooks};
 use crate::granule::{GranuleSize, Kind};
@@ -106,6 +107,9 @@ pub struct TiersConfig {
     /// for tests on machines without one.
     #[doc(hidden)]
     pub unwatched_pools: bool,
+    /// Whose limits moves keep to; tests have some of their own.
+    #[doc(hidden)]
+    pub cgroups: Cgroups,
     /// Interference by tests.
     pub hooks: Arc<dyn Hooks>,
     /// Numbers of policy `heat`.
@@ -132,6 +136,7 @@ impl TiersConfig {
             doors: vec![Door::SystemCall, Door::Device],
             park: None,
             unwatched_pools: false,
+            cgroups: Cgroups::of_this_process(),
             hooks: Arc::new(NoHooks),
             heat: HeatConfig::default(),
             heat_trace: None,

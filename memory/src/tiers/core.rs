@@ -1,10 +1,10 @@
 //! What all threads of the tiers share, and how one granule is claimed and
 //! settled.
 //!
-//! Lock order: the adoption lock, then a pool's, then the budget's. The fault
-//! thread takes the last two only, and whoever holds them touches no guest
-//! memory: a pool's for a few memory accesses, the budget's also for a read of
-//! /proc/self/maps. The adoption lock is held while memory that nobody watches
+//! Lock order: the adoption lock, then a pool's, then the budget's or the
+//! room's. The fault thread takes all but the first, and whoever holds them
+//! touches no guest memory: a pool's for a few memory accesses, the budget's
+//! also for a read of /proc/self/maps, the room's for one of the cgroups'. The adoption lock is held while memory that nobody watches
 //! yet is made present, which no fault thread is needed for.
 
 use std::fs::File;
@@ -18,10 +18,11 @@ use rustix::io::Errno;
 
 use super::budget::VmaBudget;
 use super::counters::Counters;
-use super::failure::Damaged;
+use super::failure::{Damaged, Listener, Met};
 use super::heat::Echo;
+use super::room::Room;
 use crate::engine::hurry::{Hurry, Waiters};
-use crate::engine::{Engine, Fatal, Step};
+use crate::engine::{Engine, Fatal, Step, memory};
 use crate::granule::{Granule, Kind, PoolId};
 use crate::heat::sim::sampled::Recorder;
 use crate::hva::Hva;
@@ -48,10 +49,12 @@ pub(crate) struct Job {
     pub(super) to_mapped: bool,
     /// VMAs that were taken from the budget for it.
     vmas: u64,
+    /// Bytes that were taken from the room for it.
+    charge: u64,
 }
 
 impl Job {
-    fn step(&self) -> Step {
+    pub(super) fn step(&self) -> Step {
         Step {
             granule: self.claimed.granule,
             from: self.from,
@@ -88,6 +91,8 @@ pub(crate) struct Core {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) policy: Mutex<Box<dyn Policy>>,
     pub(crate) budget: Mutex<VmaBudget>,
+    /// Memory that cgroups of this process leave it.
+    pub(crate) room: Mutex<Room>,
     pub(crate) adopting: Mutex<()>,
     /// Granules in motion that somebody waits for.
     pub(crate) hurry: Hurry,
@@ -100,6 +105,8 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     /// Granules of which host memory has lost a part; empty, nearly always.
     pub(crate) damaged: Damaged,
+    /// Who is told of memory that fails.
+    pub(crate) on_failure: Listener,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
     /// Where what policy `heat` sees is written, until that fails.
@@ -184,11 +191,11 @@ impl Core {
         };
         let claimed = self.claim_for(granule, view, to).and_then(|mut job| {
             job.vmas = self.vmas(&job, last);
-            if job.vmas == 0 || lock(&self.budget).take(job.vmas) {
-                return Ok(job);
+            if job.vmas > 0 && !lock(&self.budget).take(job.vmas) {
+                self.abort(job.claimed);
+                return Err(Outcome::VmaBudget);
             }
-            self.abort(job.claimed);
-            Err(Outcome::VmaBudget)
+            self.with_room(job)
         });
         if let (Err(_), Some((frames, frame))) = (&claimed, pool) {
             frames.untake(frame);
@@ -258,7 +265,26 @@ impl Core {
             Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
             Place::Home | Place::Untouched => true,
         };
-        Ok(Job { claimed, from, from_mapped, to, to_mapped, vmas: 0 })
+        Ok(Job { claimed, from, from_mapped, to, to_mapped, vmas: 0, charge: 0 })
+    }
+
+    /// The job with room for the memory that it takes, or nothing done.
+    fn with_room(&self, mut job: Job) -> Result<Job, Outcome> {
+        job.charge = self.charge_of(|| self.engine.takes(&job.step()));
+        if lock(&self.room).take(job.charge) {
+            return Ok(job);
+        }
+        if job.vmas > 0 {
+            lock(&self.budget).given_up(job.vmas);
+        }
+        self.abort(job.claimed);
+        Err(Outcome::NoMemory)
+    }
+
+    /// What `takes` says, asked only if there is a limit that it counts for.
+    fn charge_of(&self, takes: impl FnOnce() -> u64) -> u64 {
+        let limited = lock(&self.room).is_limited();
+        if limited { takes() } else { 0 }
     }
 
     /// Lets go of a granule that was claimed and not touched.
@@ -274,8 +300,10 @@ impl Core {
     /// Brings a granule home that was touched in a frame where nobody reaches
     /// it. False if it has to be tried again.
     pub(crate) fn come_home(&self, granule: Granule, view: View) -> bool {
-        // An error: a pin holds it, or it changed since it was looked at.
-        let came = self.claim_for(granule, view, Place::Home).is_ok_and(|job| {
+        // An error: a pin holds it, it changed since it was looked at, or its
+        // home page would take more memory than there may be.
+        let job = self.claim_for(granule, view, Place::Home).and_then(|job| self.with_room(job));
+        let came = job.is_ok_and(|job| {
             let outcomes = self.carry_out(vec![job]);
             outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Moved)
         });
@@ -401,10 +429,11 @@ impl Core {
         self.engine.transfer(&steps, &waiters, &mut outcomes);
         // Before the frames are put, so that nobody gets one of these again.
         for (granule, place) in self.engine.losses(&mut steps.iter().map(|step| step.granule)) {
-            if !steps.iter().any(|step| (step.granule, step.to) == (granule, place)) {
+            let ahead = steps.iter().any(|step| (step.granule, step.to) == (granule, place));
+            if !ahead {
                 self.damaged.insert(granule);
             }
-            self.lose(place);
+            self.lose(granule, None, place, if ahead { Met::Frame } else { Met::Move });
         }
         jobs.into_iter()
             .zip(outcomes)
@@ -412,20 +441,11 @@ impl Core {
             .collect()
     }
 
-    /// Host memory of `place` has failed: a frame is never handed out again.
-    pub(crate) fn lose(&self, place: Place) {
-        self.counters.lost.fetch_add(1, Ordering::Relaxed);
-        if let Place::Device { pool, frame } = place
-            && let Some(mut pool) = self.pool(pool)
-            && let Err(error) = pool.retire(frame)
-        {
-            drop(pool);
-            (self.fatal)(&format!("the pool has lost count: {error}"));
-        }
-    }
-
     fn settle(&self, job: Job, outcome: Outcome) -> Outcome {
-        let Job { claimed, from, from_mapped, to, to_mapped, vmas } = job;
+        let Job { claimed, from, from_mapped, to, to_mapped, vmas, charge } = job;
+        if charge > 0 {
+            lock(&self.room).landed(charge);
+        }
         if self.engine.vmas_per_run() > 0 {
             let mut budget = lock(&self.budget);
             match outcome {
@@ -515,6 +535,17 @@ impl Core {
         if !lock(&self.budget).take(vmas) {
             return Err(Outcome::VmaBudget);
         }
+        let charge = self.charge_of(|| match self.space.hva_range(Granule(first), end - first) {
+            // A kernel that does not tell may have none of it.
+            Some(range) => {
+                range.len() as u64 - memory::resident(range).map_or(0, |found| found.bytes)
+            }
+            None => 0,
+        });
+        if !lock(&self.room).take(charge) {
+            lock(&self.budget).given_up(vmas);
+            return Err(Outcome::NoMemory);
+        }
         let mut claimed: Vec<Claimed> = Vec::new();
         for index in first..end {
             match self.table.claim(Granule(index)) {
@@ -538,6 +569,7 @@ impl Core {
             result = result.and(adopted);
         }
         lock(&self.budget).landed(vmas);
+        lock(&self.room).landed(charge);
         result.map_err(|errno| match errno {
             Errno::NOMEM => Outcome::NoFrame,
             _ => Outcome::Busy,

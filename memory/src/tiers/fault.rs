@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::core::{Core, Touched, lock};
 use super::death::Death;
+use super::failure::Met;
 use crate::granule::{Granule, Kind, PoolId};
 use crate::hva::Hva;
 use crate::policy::{Decision, Event as Touch, Facts};
@@ -269,7 +270,7 @@ impl Service {
                 return;
             }
             for (_, lost) in core.engine.losses(&mut [granule].into_iter()) {
-                core.lose(lost);
+                core.lose(granule, None, lost, Met::Frame);
             }
             core.put(place);
         }

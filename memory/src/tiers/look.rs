@@ -100,14 +100,16 @@ impl Tiers {
     /// Status.
     pub fn status(&self) -> TiersStatus {
         let core = &self.core;
-        let pools = core.pools.iter().zip(&self.config.regions).map(|(pool, region)| {
+        let backings = lock(&self.backings).clone();
+        let regions = self.config.regions.iter().zip(backings);
+        let pools = core.pools.iter().zip(regions).map(|(pool, (region, backing))| {
             let (id, kind, stats) = {
                 let pool = lock(pool);
                 (pool.id(), pool.kind(), pool.stats())
             };
             let window = region.window.and_then(|slot| core.space.parts().get(slot));
             let window = window.map(|part| part.range);
-            PoolStatus { id, kind, backing: region.backing, window, stats }
+            PoolStatus { id, kind, backing, window, stats }
         });
         TiersStatus {
             granule: core.space.size(),

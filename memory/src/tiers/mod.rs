@@ -8,6 +8,7 @@
 //! whoever owns them does that after the last vCPU has ended; the death of a
 //! thread that moves granules ends the process ([`death`]).
 
+mod account;
 mod borders;
 mod budget;
 mod build;
@@ -23,6 +24,7 @@ mod look;
 mod movers;
 mod plug;
 mod policy;
+mod room;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -30,12 +32,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use account::{Accounts, TierAccount};
 pub use config::{HeatConfig, RegionConfig, TiersConfig, TiersError};
 pub use counters::{Counts, HeatCounts};
-pub use failure::FailPageError;
+pub use failure::{FailPageError, Failure, Met, OnFailure};
 pub use latency::{BOUNDS_US as LATENCY_BOUNDS_US, LatencyCounts};
 pub use look::{PoolStatus, Residence, TiersStatus, Verified};
-pub use plug::{PlugError, Unplugged};
+pub use plug::{PlugError, PlugMemory, Unplugged};
 pub use policy::PolicyRefused;
 
 use self::core::Core;
@@ -43,7 +46,7 @@ use self::movers::Movers;
 use crate::granule::Granule;
 use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
 use crate::table::{PinError, Place};
-use crate::{GpaRange, GuestMemory};
+use crate::{Backing, GpaRange, GuestMemory};
 
 /// The tiers of one guest. Every method may be called from any thread but
 /// those of the tiers.
@@ -54,6 +57,8 @@ pub struct Tiers {
     movers: Arc<Movers>,
     /// Held while a region is taken away or given back.
     plugging: Mutex<()>,
+    /// Host memory behind each region, which `plug` may change.
+    backings: Mutex<Vec<Backing>>,
     core: Arc<Core>,
     config: TiersConfig,
     // Last: what is above works in it.

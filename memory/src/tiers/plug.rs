@@ -5,12 +5,18 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::Tiers;
 use super::core::lock;
+use crate::addr::display_size;
+use crate::backing::Backing;
 use crate::granule::PoolId;
 use crate::migrate::{
     MigrateRequest, Moved, Outcome, Progress, RequestError, Select, Skipped, Target,
 };
+use crate::numa::nodes::{self, NodeError};
+use crate::space::Origin;
 
 /// What came of taking a region away.
 #[derive(Clone, Debug)]
@@ -41,10 +47,68 @@ pub enum PlugError {
     Request(#[from] RequestError),
     /// Its memory could not be given back; it is empty, and serves on.
     #[error("the memory of device region {0} cannot be given back: {1}")]
-    Release(u8, rustix::io::Errno),
+    Release(u8, Errno),
+    /// A size that its pool cannot have.
+    #[error(
+        "a pool of {} for device region {region}: it is a multiple of {}, and at the most {}, \
+         which it was started with", display_size(*.bytes), display_size(*.granule),
+        display_size(*.most)
+    )]
+    Size {
+        /// The region.
+        region: u8,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Most bytes.
+        most: u64,
+        /// Bytes of a granule.
+        granule: u64,
+    },
+    /// Memory that stays where it is.
+    #[error(
+        "device region {0} keeps its size: huge pages of hugetlb stay reserved for it, and a \
+         /dev/dax has nothing to give back"
+    )]
+    Fixed(u8),
+    /// A kind of memory that its engine does not move.
+    #[error(
+        "device region {region} has backing={before} and cannot have {backing}: private memory \
+         (anon, node:N) can come from another node, files keep theirs"
+    )]
+    Kind {
+        /// The region.
+        region: u8,
+        /// Its memory so far.
+        before: String,
+        /// The memory asked for.
+        backing: Backing,
+    },
+    /// A node that home is on.
+    #[error("device region {region}: home is on node {node}: nothing would move")]
+    Home {
+        /// The region.
+        region: u8,
+        /// The node.
+        node: u32,
+    },
+    /// A node that has not enough.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The kernel refused.
+    #[error("the memory of device region {0} cannot be of backing={1}: {2}")]
+    Place(u8, Backing, Errno),
     /// Whoever asked went away.
     #[error("device region {0} is not empty yet, and whoever asked is gone")]
     Cancelled(u8),
+}
+
+/// What a region that is given back is to have behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlugMemory {
+    /// Bytes of its pool; `None`: as many as before.
+    pub pool: Option<u64>,
+    /// Kind of memory; `None`: that of before.
+    pub backing: Option<Backing>,
 }
 
 /// What is in other hands for a moment is tried again for so long.
@@ -82,18 +146,79 @@ impl Tiers {
         result
     }
 
-    /// Gives a region back.
+    /// Gives a region back, with other memory behind it if `memory` says so.
     ///
     /// # Errors
-    /// There is none, or it is not gone.
-    pub fn plug(&self, region: u8) -> Result<u32, PlugError> {
+    /// There is none, it is not gone, or that memory is not to be had; it is
+    /// still gone then.
+    pub fn plug(&self, region: u8, memory: PlugMemory) -> Result<u32, PlugError> {
+        let id = PoolId(region);
         let _one_at_a_time = self.plugging.try_lock().map_err(|_| PlugError::AtWork)?;
-        let mut pool = self.core.pool(PoolId(region)).ok_or(PlugError::NoRegion(region))?;
-        if !pool.is_closed() {
-            return Err(PlugError::Already(region, "there"));
+        let (frames, most) = {
+            let pool = self.core.pool(id).ok_or(PlugError::NoRegion(region))?;
+            if !pool.is_closed() {
+                return Err(PlugError::Already(region, "there"));
+            }
+            (pool.frames(), pool.most())
+        };
+        let frames = memory.pool.map_or(Ok(frames), |bytes| self.frames_for(id, bytes, most))?;
+        if let Some(backing) = memory.backing {
+            self.place(id, backing, frames)?;
+        }
+        let mut pool = self.core.pool(id).ok_or(PlugError::NoRegion(region))?;
+        if frames != pool.frames() && !pool.resize(frames) {
+            // Nobody has used a frame since it was closed.
+            return Err(PlugError::Already(region, "in use"));
         }
         pool.close(false);
         Ok(pool.free())
+    }
+
+    /// Frames of a region whose pool is to have `bytes`, beside its window's.
+    fn frames_for(&self, id: PoolId, bytes: u64, most: u32) -> Result<u32, PlugError> {
+        let core = &self.core;
+        let size = core.space.size().bytes();
+        let parts = core.space.parts().iter();
+        let window = parts.filter(|part| part.origin == Origin::Window(id)).map(|part| part.count);
+        let window: u32 = window.sum();
+        let fits = |frames: &u32| (1..=most).contains(frames);
+        let frames = u32::try_from(bytes / size).ok().filter(|_| bytes.is_multiple_of(size));
+        let frames = frames.and_then(|frames| frames.checked_add(window)).filter(fits);
+        let most = u64::from(most - window.min(most)) * size;
+        let frames = frames.ok_or(PlugError::Size { region: id.0, bytes, most, granule: size })?;
+        let same = core.pool(id).is_some_and(|pool| pool.frames() == frames);
+        if !same && !core.engine.gives_back(id) {
+            return Err(PlugError::Fixed(id.0));
+        }
+        Ok(frames)
+    }
+
+    /// Has the memory of a region, which has none now, come from elsewhere.
+    fn place(&self, id: PoolId, backing: Backing, frames: u32) -> Result<(), PlugError> {
+        let bytes = u64::from(frames) * self.core.space.size().bytes();
+        let mut backings = lock(&self.backings);
+        let Some(before) = backings.get_mut(usize::from(id.0)) else {
+            return Err(PlugError::NoRegion(id.0));
+        };
+        if *before == backing {
+            return Ok(());
+        }
+        let other = || PlugError::Kind { region: id.0, before: before.to_string(), backing };
+        if !before.is_anonymous() || !backing.is_anonymous() {
+            return Err(other());
+        }
+        if let Some(node) = backing.node() {
+            nodes::check(node, bytes)?;
+            if self.core.engine.placement().home.contains(&node) {
+                return Err(PlugError::Home { region: id.0, node });
+            }
+        }
+        self.core.engine.place_pool(id, backing.node()).map_err(|errno| match errno {
+            Errno::OPNOTSUPP => other(),
+            errno => PlugError::Place(id.0, backing, errno),
+        })?;
+        *before = backing;
+        Ok(())
     }
 
     fn empty_and_release(

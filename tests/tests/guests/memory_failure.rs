@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
 use neap_tests::{Guest, connect};
-use neap_vmm::control::api::{Hex, PageFailed, Request};
+use neap_vmm::control::api::{Event, Hex, MetBy, PageFailed, Request};
+use neap_vmm::control::client::Events;
 use neap_vmm::images::Job;
 
 use crate::trial;
@@ -51,9 +53,29 @@ fn lose_a_page() {
         .boot();
     booted.running().wait_for("lose-a-page: in use", PATIENCE);
     let mut client = connect(&socket);
+    let events = thread::spawn({
+        let mut events = Events::open(&socket).unwrap();
+        move || std::iter::from_fn(|| events.next().ok().flatten()).collect::<Vec<_>>()
+    });
     let failed = client.ask::<PageFailed>(&Request::FailPage { address: Hex(VICTIM) });
     let ended = booted.wait().expect_status(0);
     failed.unwrap();
+    // Told when it was made to fail, and when the guest met it.
+    let events = events.join().unwrap();
+    let told: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::MemoryFailed(failed) => Some(failed),
+            _ => None,
+        })
+        .collect();
+    for failed in &told {
+        let place = (failed.base, failed.size, failed.region, failed.frame, failed.retired);
+        assert_eq!(place, (Hex(VICTIM), 4096, Some(0), Some(0), true), "{told:?}");
+    }
+    let met: Vec<_> = told.iter().map(|failed| (failed.met, failed.machine_check)).collect();
+    assert!(met.contains(&(MetBy::Ahead, false)), "{told:?}");
+    assert!(met.contains(&(MetBy::Vcpu, true)), "{told:?}");
     // BUS_MCEERR_AR, of the page that was lost.
     let signal = ended.expect_line("lose-a-page: SIGBUS");
     assert!(signal.starts_with("lose-a-page: SIGBUS code 4, "), "{signal}");

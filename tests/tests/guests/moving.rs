@@ -58,6 +58,8 @@ fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
     eprintln!("moved: {moves:?}");
     let misplaced: usize = moves.iter().map(|moves| moves.misplaced).sum();
     assert_eq!(misplaced, 0, "the kernel says that pages are elsewhere");
+    let unaccounted: usize = moves.iter().map(|moves| moves.unaccounted).sum();
+    assert_eq!(unaccounted, 0, "the kernel has other books");
     (ended.expect_status(0), moves)
 }
 
@@ -92,7 +94,7 @@ fn memtester() {
 
 /// A program of this machine and the libraries that it needs, with their
 /// paths in the guest.
-fn programs(program: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn programs(program: &Path) -> Vec<(String, Vec<u8>)> {
     let ldd = Command::new("ldd").arg(program).output().unwrap();
     assert!(ldd.status.success(), "ldd {}: {ldd:?}", program.display());
     let text = String::from_utf8(ldd.stdout).unwrap();

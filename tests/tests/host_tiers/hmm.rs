@@ -85,6 +85,8 @@ fn hmm(options: &[&str]) -> Vec<Moves> {
     assert_eq!(totals, "# Totals: pass:58 fail:0 xfail:0 xpass:0 skip:0 error:0");
     assert_eq!(ended.expect_line("neap-guest: exit"), "neap-guest: exit 0");
     assert_eq!(moves[0].misplaced, 0, "the kernel says that pages are elsewhere");
+    assert_eq!(moves[0].unaccounted, 0, "the kernel has other books");
+    assert!(moves[0].accounted > 0, "it was never at rest: {moves:?}");
     assert!(moves[0].out >= 100 && moves[0].home >= 100, "{moves:?}");
     assert!(moves[0].verified >= 10, "{moves:?}");
     moves

@@ -97,10 +97,10 @@ impl Desk {
 
     fn answer(&mut self, Call { request, reply }: Call, machine: &mut impl Owner) {
         match request {
-            Request::Status {} => {
+            Request::Status { verify } => {
                 let status = Box::new(self.status(machine));
                 match &self.movers {
-                    Some(movers) => movers.submit(Job::Status(status), reply),
+                    Some(movers) => movers.submit(Job::Status(status, verify), reply),
                     None => reply.finish(Ok(Answer::Status(status))),
                 }
             }
@@ -146,7 +146,7 @@ impl Desk {
             Request::Pin { range } => self.submit(reply, Ok(Job::Pin(range))),
             Request::Unpin { pin } => self.submit(reply, Ok(Job::Unpin(pin))),
             Request::Unplug { region } => self.submit(reply, Ok(Job::Unplug(region))),
-            Request::Plug { region } => self.submit(reply, Ok(Job::Plug(region))),
+            Request::Plug(asked) => self.submit(reply, Ok(Job::Plug(asked))),
             Request::FailPage { address } => self.submit(reply, Ok(Job::FailPage(address.0))),
         }
     }

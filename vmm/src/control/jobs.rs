@@ -188,6 +188,11 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// Its number.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// The job as others see it.
     pub(super) fn told(&self) -> Result<Job, Error> {
         self.jobs.get(self.id)

@@ -23,6 +23,7 @@
 //! - the control thread alone has a runtime; whatever it and others say to one
 //!   another goes through channels that do not wait.
 
+mod accounts;
 pub mod api;
 pub mod client;
 mod connection;
@@ -89,6 +90,16 @@ pub trait Memory: Send + Sync {
     /// Numbers.
     fn status(&self) -> api::Tiers;
 
+    /// How much memory each tier has, by the kernel too; ends early once
+    /// `wanted` is false.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn account(&self, wanted: &dyn Fn() -> bool) -> io::Result<api::Accounts>;
+
+    /// Has `tell` called when host memory fails, from whichever thread meets it.
+    fn on_failure(&self, tell: Box<dyn Fn(api::MemoryFailed) + Send + Sync>);
+
     /// Holds `range` where it is until the result is dropped; waits up to
     /// `patience` for what is in motion.
     ///
@@ -107,11 +118,11 @@ pub trait Memory: Send + Sync {
         progress: &mut dyn FnMut(&migrate::Progress) -> ControlFlow<()>,
     ) -> Result<api::Unplugged, String>;
 
-    /// Gives a region back.
+    /// Gives a region back, with other memory behind it if that is asked for.
     ///
     /// # Errors
     /// Why not.
-    fn plug(&self, region: u8) -> Result<api::Plugged, String>;
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String>;
 
     /// Makes the host's page behind `gpa` fail.
     ///

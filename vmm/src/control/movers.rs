@@ -12,7 +12,7 @@ use neap_memory::migrate::MigrateRequest;
 
 use super::api::{self, Answer, Error, ErrorKind, Event, JobKind, MAX_RUNS, PolicyWord};
 use super::hub::Hub;
-use super::jobs::Jobs;
+use super::jobs::{Jobs, Running};
 use super::metrics::{self, Counts};
 use super::{Memory, Reply, translate};
 
@@ -26,11 +26,15 @@ const MAX_MIGRATIONS: usize = 32;
 /// Most pins at a time that clients hold.
 const MAX_PINS: usize = 4096;
 
+/// The outcome of a granule that a cgroup's limit left where it was.
+const NO_MEMORY: &str = "no-memory";
+
 /// What a mover does.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Adds to what the main thread knows.
-    Status(Box<api::Status>),
+    /// Adds to what the main thread knows; with what the kernel says, if the
+    /// flag is set.
+    Status(Box<api::Status>, bool),
     /// The same, as metrics.
     Metrics(Box<api::Status>, Counts),
     Residency {
@@ -41,7 +45,7 @@ pub(super) enum Job {
     Pin(api::Range),
     Unpin(u64),
     Unplug(u8),
-    Plug(u8),
+    Plug(api::Plug),
     FailPage(u64),
     Policy(Option<PolicyWord>),
 }
@@ -77,6 +81,8 @@ struct Pins {
 impl Movers {
     pub(super) fn new(memory: Arc<dyn Memory>, hub: Arc<Hub>) -> Self {
         let jobs = Arc::new(Jobs::new(Arc::clone(&hub)));
+        let events = Arc::clone(&hub);
+        memory.on_failure(Box::new(move |failed| events.tell(Event::MemoryFailed(failed))));
         Self {
             memory,
             pins: Arc::default(),
@@ -147,10 +153,7 @@ impl Means {
     fn carry_out(self, job: Job, reply: Reply) {
         let memory = &*self.memory;
         let result = match job {
-            Job::Status(mut status) => {
-                status.tiers = Some(memory.status());
-                Ok(Answer::Status(status))
-            }
+            Job::Status(status, verify) => self.status(status, verify, &reply),
             Job::Metrics(mut status, counts) => {
                 status.tiers = Some(memory.status());
                 Ok(Answer::Metrics(api::Metrics { text: metrics::text(&status, &counts) }))
@@ -164,9 +167,9 @@ impl Means {
                 None => Err(Error::new(ErrorKind::Refused, format!("there is no pin {number}"))),
             },
             Job::Unplug(region) => self.unplug(region, &reply),
-            Job::Plug(region) => match memory.plug(region) {
+            Job::Plug(asked) => match memory.plug(&asked) {
                 Ok(plugged) => {
-                    self.tell_region(region, true);
+                    self.tell_region(asked.region, true);
                     Ok(Answer::Plugged(plugged))
                 }
                 Err(why) => Err(refused(why)),
@@ -178,6 +181,22 @@ impl Means {
             Job::Policy(set) => self.policy(set),
         };
         reply.finish(result);
+    }
+
+    fn status(
+        &self,
+        mut status: Box<api::Status>,
+        verify: bool,
+        reply: &Reply,
+    ) -> Result<Answer, Error> {
+        let mut tiers = self.memory.status();
+        if verify {
+            let failed = |error| Error::new(ErrorKind::Failed, format!("the kernel: {error}"));
+            let accounts = self.memory.account(&|| reply.is_wanted()).map_err(failed)?;
+            tiers.accounts = Some(accounts);
+        }
+        status.tiers = Some(tiers);
+        Ok(Answer::Status(status))
     }
 
     /// A migration that ends when nobody waits for it any more.
@@ -192,7 +211,7 @@ impl Means {
         };
         let result = self.memory.migrate(&asked.request, &mut tell);
         let result = result.map(translate::migrated).map_err(|error| translate::refusal(&error));
-        job.end(&result);
+        self.end(job, &result);
         result.map(Answer::Migrated)
     }
 
@@ -205,7 +224,15 @@ impl Means {
         reply.finish(job.told().map(|job| Answer::Job(Box::new(job))));
         let mut tell = |progress: &neap_memory::migrate::Progress| job.progress(progress);
         let result = self.memory.migrate(&asked.request, &mut tell);
-        job.end(&result.map(translate::migrated).map_err(|error| translate::refusal(&error)));
+        self.end(job, &result.map(translate::migrated).map_err(|error| translate::refusal(&error)));
+    }
+
+    fn end(&self, job: Running, result: &Result<api::Migrated, Error>) {
+        let without = |migrated: &api::Migrated| migrated.outcomes.get(NO_MEMORY).copied();
+        if let Some(granules) = result.as_ref().ok().and_then(without) {
+            self.hub.tell(Event::NoMemory(api::NoMemory { job: Some(job.id()), granules }));
+        }
+        job.end(result);
     }
 
     fn unplug(&self, region: u8, reply: &Reply) -> Result<Answer, Error> {
@@ -214,6 +241,12 @@ impl Means {
             if reply.is_wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         let unplugged = self.memory.unplug(region, &mut tell).map_err(refused)?;
+        let left = unplugged.left.iter().filter(|left| left.outcome == NO_MEMORY);
+        let bytes: u64 = left.map(|left| left.size).sum();
+        let granules = bytes / self.memory.status().granule_bytes.max(1);
+        if granules > 0 {
+            self.hub.tell(Event::NoMemory(api::NoMemory { job: None, granules }));
+        }
         if unplugged.gone {
             self.tell_region(region, false);
         }

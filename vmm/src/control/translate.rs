@@ -9,11 +9,12 @@ use neap_memory::GpaRange;
 use neap_memory::migrate::{self, MigrateRequest, Outcome, Report, RequestError, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::table::Place;
-use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, Residence, Tiers};
+use neap_memory::tiers::{LATENCY_BOUNDS_US, LatencyCounts, PlugMemory, Residence, Tiers};
 use neap_memory::uffd::abi::Door;
 use neap_memory::{Gpa, granule::PoolId};
 
 use super::Memory;
+use super::accounts;
 use super::api::{self, Error, ErrorKind, Hex};
 
 impl Memory for Tiers {
@@ -109,7 +110,16 @@ impl Memory for Tiers {
                 longest_beside_copy_us: stalls.longest_beside_copy_nanos / 1000,
                 given_up: stalls.given_up,
             }),
+            accounts: None,
         }
+    }
+
+    fn account(&self, wanted: &dyn Fn() -> bool) -> io::Result<api::Accounts> {
+        Ok(accounts::accounts(Self::account(self, wanted)?))
+    }
+
+    fn on_failure(&self, tell: Box<dyn Fn(api::MemoryFailed) + Send + Sync>) {
+        Self::on_failure(self, Box::new(move |failure| tell(accounts::failed(failure))));
     }
 
     fn pin(&self, range: GpaRange, patience: Duration) -> Result<Box<dyn Send>, String> {
@@ -133,8 +143,9 @@ impl Memory for Tiers {
         })
     }
 
-    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
-        let frames = Self::plug(self, region).map_err(|error| error.to_string())?;
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String> {
+        let memory = PlugMemory { pool: asked.pool, backing: asked.backing.map(|word| word.0) };
+        let frames = Self::plug(self, asked.region, memory).map_err(|error| error.to_string())?;
         Ok(api::Plugged { frames })
     }
 

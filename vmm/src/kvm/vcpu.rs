@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 use neap_memory::poison::{self, Lost};
+use neap_memory::tiers::Met;
 
 use super::exit::{self, Buses, ExitCounters, ExitKind, Next};
 use super::gate::{Gate, Pass, Wanted};
@@ -94,7 +95,7 @@ fn after_failure(lost: Lost, next: Next, vcpu: &VcpuFd, shared: &Shared) -> Next
     if !matches!(next, Next::Resume) {
         return next;
     }
-    let Some(gpa) = shared.failures.met(lost) else {
+    let Some(gpa) = shared.failures.met(lost, Met::Vcpu) else {
         return Next::Fail("host memory that KVM needs has failed".to_owned());
     };
     match shared.machine_check.map(|check| check.raise(vcpu, gpa)) {

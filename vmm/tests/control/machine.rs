@@ -36,7 +36,12 @@ pub(crate) struct Slow {
     pub(crate) cancelled: AtomicUsize,
     pub(crate) pins: Arc<AtomicUsize>,
     policy: Mutex<PolicyName>,
+    on_failure: Mutex<Option<OnFailure>>,
+    /// What comes of granules, if they do not move.
+    pub(crate) outcome: Mutex<Option<Outcome>>,
 }
+
+type OnFailure = Box<dyn Fn(api::MemoryFailed) + Send + Sync>;
 
 struct Held(Arc<AtomicUsize>);
 
@@ -63,7 +68,7 @@ impl Memory for Slow {
         }
         let mut report = Report::default();
         let total = range.size() / GRANULE;
-        let mut outcome = Outcome::Moved;
+        let mut outcome = self.outcome.lock().unwrap().unwrap_or(Outcome::Moved);
         while !self.go.load(Ordering::SeqCst) {
             let so_far = Progress { done: 0, total, moved: report.moved };
             if self.over.load(Ordering::SeqCst) || progress(&so_far).is_break() {
@@ -115,6 +120,15 @@ impl Memory for Slow {
         api::Tiers { granule_bytes: GRANULE, ..api::Tiers::default() }
     }
 
+    fn account(&self, _: &dyn Fn() -> bool) -> io::Result<api::Accounts> {
+        let differences = vec!["home should have 2 bytes and has 1".to_owned()];
+        Ok(api::Accounts { settled: true, differences, ..api::Accounts::default() })
+    }
+
+    fn on_failure(&self, tell: OnFailure) {
+        *self.on_failure.lock().unwrap() = Some(tell);
+    }
+
     fn pin(&self, range: GpaRange, _: Duration) -> Result<Box<dyn Send>, String> {
         if range.base().0 >= GRANULES * GRANULE {
             return Err(format!("{range} is not whole granules of guest memory"));
@@ -142,12 +156,30 @@ impl Memory for Slow {
         Err(format!("there is no device region {region}"))
     }
 
-    fn plug(&self, region: u8) -> Result<api::Plugged, String> {
-        Err(format!("there is no device region {region}"))
+    fn plug(&self, asked: &api::Plug) -> Result<api::Plugged, String> {
+        Err(format!("there is no device region {}", asked.region))
     }
 
     fn fail_page(&self, gpa: Gpa) -> Result<(), String> {
-        Err(format!("{gpa} is no guest memory"))
+        if gpa.0 >= GRANULES * GRANULE {
+            return Err(format!("{gpa} is no guest memory"));
+        }
+        let (region, frame) = (Some(0), Some(3));
+        let met = api::MetBy::Ahead;
+        let (retired, machine_check) = (true, false);
+        let base = api::Hex(gpa.0);
+        let size = 4096;
+        let tell = self.on_failure.lock().unwrap();
+        tell.as_ref().unwrap()(api::MemoryFailed {
+            base,
+            size,
+            region,
+            frame,
+            retired,
+            met,
+            machine_check,
+        });
+        Ok(())
     }
 
     fn stop(&self) {

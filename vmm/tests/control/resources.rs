@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use neap_memory::migrate::Outcome;
 use neap_vmm::control::api::MAX_RUNS;
 use neap_vmm::control::http::openapi;
 use neap_vmm::control::hub::MAX_WAITING;
@@ -78,6 +79,21 @@ fn bodies_that_make_no_sense_say_where() {
     assert!(message.contains("device region 7"), "{message}");
     assert_eq!(machine.get("/v1/jobs").json(), json!({"jobs": []}));
     assert!(machine.memory.active.lock().unwrap().is_empty());
+}
+
+#[test]
+fn the_kernels_books_are_told_when_they_are_asked_for() {
+    let machine = Machine::start();
+    for path in ["/v1/status", "/v1/status?verify=false"] {
+        assert_eq!(machine.get(path).json()["tiers"].get("accounts"), None);
+    }
+    let status = machine.get("/v1/status?verify=true").json();
+    let accounts = &status["tiers"]["accounts"];
+    assert_eq!(accounts["settled"], true);
+    assert_eq!(accounts["differences"], json!(["home should have 2 bytes and has 1"]));
+    machine.get("/v1/status?verify=perhaps").refused(400, "malformed");
+    let lines = machine.connect().ask(r#"{"id":1,"request":"status","verify":true}"#);
+    assert_eq!(&lines["ok"]["tiers"]["accounts"], accounts);
 }
 
 #[test]
@@ -255,6 +271,12 @@ fn what_happens_is_told_as_it_happens() {
     machine.browse().ask("PUT", "/v1/policy", r#"{"policy":"on-fault"}"#);
     let policy = json!({"event": "policy", "policy": "on-fault", "before": "static"});
     assert_eq!(next(), ("policy".to_owned(), policy));
+    machine.post("/v1/fail-page", r#"{"address":"0x5000"}"#);
+    let failed = json!({
+        "event": "memory-failed", "base": "0x5000", "size": 4096, "region": 0, "frame": 3,
+        "retired": true, "met": "ahead", "machine-check": false
+    });
+    assert_eq!(next(), ("memory-failed".to_owned(), failed));
     begin(&machine, FIRST);
     let (name, job) = next();
     assert_eq!(
@@ -270,6 +292,29 @@ fn what_happens_is_told_as_it_happens() {
     machine.stop();
     assert_eq!(browser.event(), Some(("over".to_owned(), json!({"event": "over"}))));
     assert_eq!(browser.event(), None);
+}
+
+#[test]
+fn a_job_that_lacks_memory_is_told_once() {
+    let machine = Machine::start();
+    *machine.memory.outcome.lock().unwrap() = Some(Outcome::NoMemory);
+    machine.memory.go.store(true, Ordering::SeqCst);
+    let mut browser = events(&machine);
+    begin(&machine, FIRST);
+    let mut told = Vec::new();
+    loop {
+        let (name, data) = browser.event().unwrap();
+        if name == "no-memory" {
+            told.push(data);
+        } else if name == "job-ended" {
+            assert_eq!(data["result"]["outcomes"], json!({"no-memory": 2}));
+            break;
+        }
+    }
+    assert_eq!(told, [json!({"event": "no-memory", "job": 0, "granules": 2})]);
+    let metrics = machine.get("/metrics").text;
+    let line = "neap_requested_granules_total{outcome=\"no-memory\"} 2";
+    assert!(metrics.contains(line), "{metrics}");
 }
 
 #[test]

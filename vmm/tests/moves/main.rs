@@ -8,6 +8,7 @@
 //! this machine does not have counts as ignored, with the reason.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod accounts;
 mod budget;
 mod census;
 mod child;
@@ -19,6 +20,7 @@ mod hooks;
 mod hugetlb;
 mod injection;
 mod kinds;
+mod limits;
 mod ping_pong;
 mod plug;
 mod poison;
@@ -69,7 +71,9 @@ fn main() -> ExitCode {
         windows::trials(),
         first_touch::trials(),
         heat::trials(),
+        accounts::trials(),
         budget::trials(),
+        limits::trials(),
         devices::trials(),
         refusals::trials(),
         requests::trials(),

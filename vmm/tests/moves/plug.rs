@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use neap_memory::granule::GranuleSize;
 use neap_memory::migrate::{Outcome, Target};
-use neap_memory::tiers::PlugError;
+use neap_memory::tiers::{PlugError, PlugMemory};
 use neap_memory::{Backing, GpaRange};
 
 use crate::hooks::Slow;
@@ -24,6 +24,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     trials.push(trial("plug::what_is_pinned_is_named", pinned));
     trials.push(trial("plug::a_window_comes_home_touched_or_not", window));
+    for backing in [Backing::Anon, Backing::Memfd, Backing::Hugetlb] {
+        let name = format!("plug::comes_back_with_another_size_{backing}");
+        trials.push(trial(name, move || resized(backing)));
+    }
     trials.push(trial("plug::is_refused_while_unplug_is_at_work", at_work));
     trials
 }
@@ -51,10 +55,51 @@ fn away_and_back(backing: Backing, granule: GranuleSize) -> Ran {
         assert_eq!(report.count(Outcome::NoFrame), all, "{report:?}");
         let twice = rig.tiers.unplug(0, &mut |_| ControlFlow::Continue(()));
         assert!(matches!(twice, Err(PlugError::Already(0, _))), "{twice:?}");
-        assert_eq!(u64::from(rig.tiers.plug(0).unwrap()), all);
-        assert!(matches!(rig.tiers.plug(0), Err(PlugError::Already(0, _))));
+        assert_eq!(u64::from(rig.tiers.plug(0, PlugMemory::default()).unwrap()), all);
+        assert!(matches!(rig.tiers.plug(0, PlugMemory::default()), Err(PlugError::Already(0, _))));
     }
-    assert!(matches!(rig.tiers.plug(7), Err(PlugError::NoRegion(7))));
+    assert!(matches!(rig.tiers.plug(7, PlugMemory::default()), Err(PlugError::NoRegion(7))));
+    rig.check();
+    rig.check_home();
+    Ok(())
+}
+
+fn resized(backing: Backing) -> Ran {
+    let granule = GranuleSize::M2;
+    let ram = ram_for(granule);
+    let _pages = HugePages::behind(backing, 2 * ram)?;
+    let mut rig = Plan::new(backing, granule, ram).build(1);
+    let all = rig.granules(rig.ram);
+    rig.hammer(rig.ram);
+    assert_eq!(rig.bring(rig.ram, POOL), all);
+    assert_eq!(unplug(&rig).left, []);
+    let plug = |pool, backing| rig.tiers.plug(0, PlugMemory { pool, backing });
+    for pool in [0, ram + rig.granule, rig.granule - 4096, u64::MAX] {
+        let refused = plug(Some(pool), None);
+        assert!(matches!(refused, Err(PlugError::Size { .. })), "{refused:?}");
+    }
+    let refused = plug(None, Some(Backing::Node(4000)));
+    assert!(matches!(refused, Err(PlugError::Node(_) | PlugError::Kind { .. })), "{refused:?}");
+    let half = plug(Some(ram / 2), None);
+    if backing == Backing::Hugetlb {
+        assert!(matches!(half, Err(PlugError::Fixed(0))), "{half:?}");
+        assert_eq!(u64::from(plug(Some(ram), Some(backing)).unwrap()), all);
+        rig.check();
+        return Ok(());
+    }
+    assert_eq!(u64::from(half.unwrap()), all / 2);
+    let report = rig.migrate(rig.ram, POOL);
+    assert!(report.count(Outcome::NoFrame) >= all / 2, "{report:?}");
+    let accounts = rig.tiers.account(&|| true).unwrap();
+    assert!(accounts.settled && accounts.differences.is_empty(), "{accounts:?}");
+    // Its limit is what it has now, and it holds no more.
+    let region = accounts.tiers[1];
+    assert!(region.limit == ram / 2 && region.found <= ram / 2, "{region:?}");
+    assert_eq!(unplug(&rig).left, []);
+    assert_eq!(u64::from(plug(Some(ram), None).unwrap()), all);
+    assert_eq!(rig.bring(rig.ram, POOL), all);
+    rig.check();
+    assert_eq!(rig.bring(rig.ram, Target::Home), all);
     rig.check();
     rig.check_home();
     Ok(())
@@ -93,7 +138,7 @@ fn window() -> Ran {
         assert_eq!((away.moved.granules, away.left.len()), (rig.granules(window), 0), "{away:?}");
         assert!(rig.all_at(window, Target::Home));
         rig.check();
-        rig.tiers.plug(0).unwrap();
+        rig.tiers.plug(0, PlugMemory::default()).unwrap();
         assert_eq!(rig.bring(window, POOL), rig.granules(window));
         rig.check();
         assert_eq!(rig.tiers.verify().unwrap().mismatches, []);
@@ -114,14 +159,14 @@ fn at_work() -> Ran {
             assert!(Instant::now() < deadline && !unplug.is_finished(), "nobody is at work");
             std::thread::yield_now();
         }
-        let plug = rig.tiers.plug(0);
+        let plug = rig.tiers.plug(0, PlugMemory::default());
         assert!(matches!(plug, Err(PlugError::AtWork)), "{plug:?}");
         let again = rig.tiers.unplug(0, &mut |_| ControlFlow::Continue(()));
         assert!(matches!(again, Err(PlugError::AtWork)), "{again:?}");
         let away = unplug.join().unwrap();
         assert_eq!((away.moved.granules, away.left.len()), (all, 0), "{away:?}");
     });
-    rig.tiers.plug(0).unwrap();
+    rig.tiers.plug(0, PlugMemory::default()).unwrap();
     rig.check_home();
     Ok(())
 }

@@ -3,8 +3,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use libtest_mimic::Trial;
 use neap_memory::engine::hooks::{Hooks, Inject, Point};
 use neap_memory::granule::{Granule, GranuleSize, Kind};
 use neap_memory::migrate::{Outcome, Target};
+use neap_memory::tiers::Met;
 use neap_memory::{Backing, GuestMemory};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -95,6 +96,9 @@ fn check_victim(rig: &Rig) {
 
 fn in_motion(granule: GranuleSize, way: Way) -> Ran {
     let mut rig = build(granule, Kind::Public, if way == Way::Out { 1 } else { 2 });
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    rig.tiers.on_failure(Box::new(move |failure| tell.lock().unwrap().push(*failure)));
     // The guest uses everything but the victim.
     let others = range(2 * rig.granule, rig.ram.size() - 2 * rig.granule);
     rig.hammer(others);
@@ -120,6 +124,12 @@ fn in_motion(granule: GranuleSize, way: Way) -> Ran {
     }
     check_victim(&rig);
     assert_eq!(rig.tiers.status().counts.lost, 1);
+    // Whoever asked is told what, where, and whether a frame is out of service.
+    let told = told.lock().unwrap().clone();
+    let [failure] = told[..] else { panic!("{told:?}") };
+    let met = (failure.range, failure.retired, failure.met);
+    assert_eq!(met, (range(rig.granule, rig.granule), way == Way::Home, Met::Move));
+    assert_eq!(failure.place.is_device(), way == Way::Home);
     // It stays where it is from now on, and the others do not care.
     let (back, stays) = match way {
         Way::Out => (Target::Home, Outcome::AlreadyThere),

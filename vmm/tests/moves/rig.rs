@@ -116,7 +116,15 @@ impl Plan {
 
     /// All of it, with a guest of so many vCPUs.
     pub(crate) fn build(&self, cpus: usize) -> Rig {
-        let (memory, tiers) = self.tiers().unwrap();
+        self.build_with(cpus, |_| {})
+    }
+
+    /// The same with something of its own in the configuration.
+    pub(crate) fn build_with(&self, cpus: usize, change: impl FnOnce(&mut TiersConfig)) -> Rig {
+        let memory = self.memory();
+        let mut config = self.config();
+        change(&mut config);
+        let tiers = Tiers::new(&memory, config).unwrap();
         let guest = Guest::new(Arc::clone(&memory), cpus).unwrap();
         let ram = range(0, self.ram);
         let window = GpaRange::new(WINDOW, self.window);

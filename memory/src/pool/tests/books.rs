@@ -129,3 +129,25 @@ fn used_runs_part_where_owners_users_or_retirement_do() {
     ];
     assert_eq!(runs, expected);
 }
+
+#[test]
+fn a_pool_without_users_can_have_fewer_frames_and_all_of_them_again() {
+    let mut pool = Pool::new(PoolId(0), 100, Kind::Public);
+    let frame = pool.allocate(Granule(7)).unwrap();
+    assert!(!pool.resize(10), "somebody uses a frame");
+    pool.put(frame).unwrap();
+    pool.retire(Frame(3)).unwrap();
+    pool.retire(Frame(50)).unwrap();
+    assert!(!pool.resize(0) && !pool.resize(101));
+    assert!(pool.resize(10));
+    assert_eq!((pool.frames(), pool.most(), pool.free(), pool.stats().retired), (10, 100, 9, 1));
+    let frames: Vec<_> = std::iter::from_fn(|| pool.allocate(Granule(0))).collect();
+    assert_eq!(frames.len(), 9);
+    assert!(frames.iter().all(|frame| frame.0 < 10 && *frame != Frame(3)), "{frames:?}");
+    assert!(pool.retire(Frame(10)).is_err());
+    for frame in frames {
+        assert_eq!(pool.put(frame), Ok(Put::Freed));
+    }
+    assert!(pool.resize(100));
+    assert_eq!((pool.free(), pool.stats().retired, pool.is_retired(Frame(50))), (98, 2, true));
+}

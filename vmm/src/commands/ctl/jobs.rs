@@ -1,6 +1,10 @@
 //! Jobs, the policy and events, for people.
 
-use crate::control::api::{Event, Job, Jobs, Metrics, Policy, Progress};
+use neap_memory::addr::display_size;
+
+use crate::control::api::{
+    Event, Job, Jobs, MemoryFailed, MetBy, Metrics, NoMemory, Policy, Progress,
+};
 
 use super::show::{columns, granules, migrated, row};
 
@@ -50,11 +54,32 @@ pub(super) fn event(event: &Event) -> String {
         Event::Policy(changed) => format!("policy {}, was {}", changed.policy.0, changed.before.0),
         Event::Region(changed) if changed.there => format!("region {} is there", changed.region),
         Event::Region(changed) => format!("region {} is gone", changed.region),
+        Event::MemoryFailed(failed) => memory_failed(failed),
+        Event::NoMemory(NoMemory { job, granules: left }) => format!(
+            "{}: {} stayed: a cgroup is near its limit",
+            job.map_or_else(|| "unplug".to_owned(), |job| format!("job {job}")),
+            granules(*left)
+        ),
         Event::Error(error) => format!("error: {error}"),
         Event::Lost(lost) => format!("{} events were lost: this reader was too slow", lost.lost),
         Event::Over {} => "the machine is over".to_owned(),
     };
     format!("{text}\n")
+}
+
+fn memory_failed(failed: &MemoryFailed) -> String {
+    let place = match (failed.region, failed.frame) {
+        (Some(region), Some(frame)) => format!("frame {frame} of region {region}"),
+        _ => "host memory".to_owned(),
+    };
+    let lost = match failed.met {
+        MetBy::Frame => "nothing is lost of",
+        MetBy::Vcpu | MetBy::Ahead | MetBy::Move => "lost is of",
+    };
+    let retired = if failed.retired { ", which is retired" } else { "" };
+    let told = if failed.machine_check { "; the guest has a machine check" } else { "" };
+    let (base, size) = (failed.base, display_size(failed.size));
+    format!("memory failed in {place}{retired}: {lost} {base}+{size}{told}")
 }
 
 /// One line about a job.
@@ -88,7 +113,7 @@ fn seconds(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{Amount, Error, ErrorKind, JobKind, JobState, Migrated};
+    use crate::control::api::{Amount, Error, ErrorKind, Hex, JobKind, JobState, Migrated};
 
     fn example() -> Job {
         Job {
@@ -101,6 +126,32 @@ mod tests {
             error: None,
             elapsed_ms: 1234,
         }
+    }
+
+    #[test]
+    fn memory_that_fails_and_memory_that_lacks_have_a_line() {
+        let failed = MemoryFailed {
+            base: Hex(0x3000),
+            size: 4096,
+            region: Some(1),
+            frame: Some(7),
+            retired: true,
+            met: MetBy::Vcpu,
+            machine_check: true,
+        };
+        assert_eq!(
+            event(&Event::MemoryFailed(failed)),
+            "memory failed in frame 7 of region 1, which is retired: lost is of 0x3000+4K; the \
+             guest has a machine check\n"
+        );
+        let (region, frame) = (None, None);
+        let home = MemoryFailed { region, frame, retired: false, machine_check: false, ..failed };
+        assert_eq!(
+            event(&Event::MemoryFailed(home)),
+            "memory failed in host memory: lost is of 0x3000+4K\n"
+        );
+        let lacks = Event::NoMemory(NoMemory { job: Some(2), granules: 1 });
+        assert_eq!(event(&lacks), "job 2: 1 granule stayed: a cgroup is near its limit\n");
     }
 
     #[test]

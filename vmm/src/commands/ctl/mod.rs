@@ -1,5 +1,6 @@
 //! `neap ctl`: looks at a machine that runs, and moves its memory.
 
+mod accounts;
 mod bar;
 mod jobs;
 mod plug;
@@ -9,13 +10,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
+use neap_memory::Backing;
 use neap_memory::policy::PolicyName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::units::{Address, Size};
 use crate::control::api::{
-    self, ErrorKind, Hex, Migrated, PolicyWord, Request, Residency, SelectFlag, To,
+    self, BackingWord, ErrorKind, Hex, Migrated, PolicyWord, Request, Residency, SelectFlag,
+    Status, To,
 };
 use crate::control::client::{Client, ClientError, Events};
 use crate::failure::{Failure, Outcome, SUCCESS, print};
@@ -26,13 +29,14 @@ use bar::Bar;
 /// The machine is one that was started with `neap run --api-socket PATH`.
 /// Exit status: 0 done, 1 a mistake in the options or refused by the machine (also a migration in
 /// which nothing moved although something should have), 2 the machine cannot be reached or failed,
-/// or residency --verify found memory elsewhere.
+/// or --verify found that the kernel says otherwise.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   neap ctl --socket vm.sock status
   neap ctl --socket vm.sock migrate --to region:0 --range 0x40000000+256M
   neap ctl --socket vm.sock migrate --to home --from-region 0 --limit 16
   neap ctl --socket vm.sock residency --verify
+  neap ctl --socket vm.sock status --verify
   neap ctl --socket vm.sock evacuate --region 0 --json
   neap ctl --socket vm.sock migrate --to region:0 --detach
   neap ctl --socket vm.sock cancel 0
@@ -53,7 +57,11 @@ pub struct CtlArgs {
 #[derive(Subcommand, Debug)]
 enum Action {
     /// How the machine and its memory are
-    Status,
+    Status {
+        /// Ask the kernel how much memory each tier has, too, and tell where it says otherwise
+        #[arg(long)]
+        verify: bool,
+    },
     /// Where guest memory is: neighbours that are alike in one line
     Residency {
         /// Ask the kernel too, and tell where it says otherwise
@@ -92,11 +100,17 @@ enum Action {
         #[arg(long, value_name = "N")]
         region: u8,
     },
-    /// Give a device region back that unplug took away
+    /// Give a device region back that unplug took away, or another in its place
     Plug {
         /// The region's number: the first --device-memory is 0
         #[arg(long, value_name = "N")]
         region: u8,
+        /// Bytes of its pool from now on, at the most what it was started with
+        #[arg(long, value_name = "SIZE")]
+        pool: Option<Size>,
+        /// Host memory behind it from now on: anon, node:N
+        #[arg(long, value_name = "KIND")]
+        backing: Option<Backing>,
     },
     /// Make the host's page behind a page of guest memory fail, for good, to try
     /// what follows (needs CAP_SYS_ADMIN and a kernel with CONFIG_MEMORY_FAILURE)
@@ -203,7 +217,7 @@ pub fn execute(args: CtlArgs) -> Outcome {
     let client = Client::connect(&socket).map_err(|error| failure("--socket", error))?;
     let mut talk = Talk { client, json: args.json };
     match args.action {
-        Action::Status => talk.tell("status", &Request::Status {}, show::status),
+        Action::Status { verify } => talk.status(verify),
         Action::Residency { verify } => talk.residency(verify),
         Action::Migrate(asked) => {
             let filtered = !asked.select.is_empty() || asked.from_region.is_some();
@@ -234,7 +248,11 @@ pub fn execute(args: CtlArgs) -> Outcome {
         Action::Unplug { region } => {
             talk.tell("unplug", &Request::Unplug { region }, plug::unplugged)
         }
-        Action::Plug { region } => talk.tell("plug", &Request::Plug { region }, plug::plugged),
+        Action::Plug { region, pool, backing } => {
+            let (pool, backing) = (pool.map(|pool| pool.0), backing.map(BackingWord));
+            let request = Request::Plug(api::Plug { region, pool, backing });
+            talk.tell("plug", &request, plug::plugged)
+        }
         Action::FailPage { address } => {
             let request = Request::FailPage { address: Hex(address.0) };
             talk.tell("fail-page", &request, plug::page_failed)
@@ -289,6 +307,19 @@ impl Talk {
         }
         let text = serde_json::to_string_pretty(answer).map_err(Failure::vm)?;
         print(format_args!("{text}\n"))
+    }
+
+    fn status(&mut self, verify: bool) -> Outcome {
+        let request = Request::Status { verify };
+        let status: Status = self.client.ask(&request).map_err(|error| failure("status", error))?;
+        self.print(&status, show::status)?;
+        let accounts = status.tiers.as_ref().and_then(|tiers| tiers.accounts.as_ref());
+        match accounts {
+            Some(accounts) if !accounts.differences.is_empty() => {
+                Err(Failure::vm("status: the kernel says otherwise"))
+            }
+            _ => Ok(SUCCESS),
+        }
     }
 
     /// All of it, in as many answers as it takes; what moves meanwhile may be

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use neap_memory::addr::display_size;
 
+use super::accounts;
 use crate::control::api::{
     Hex, Lifecycle, Migrated, Pinned, Place, Region, Residency, Run, Status, Tiers, Unpinned,
 };
@@ -40,6 +41,10 @@ pub(super) fn status(status: &Status) -> String {
     if !tiers.regions.is_empty() {
         text.push('\n');
         text.push_str(&regions(&tiers.regions, tiers.granule_bytes));
+    }
+    if let Some(accounts) = &tiers.accounts {
+        text.push('\n');
+        text.push_str(&accounts::accounts(accounts));
     }
     text
 }

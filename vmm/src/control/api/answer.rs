@@ -6,6 +6,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::account::Accounts;
 use super::request::{Hex, PolicyWord, Range};
 
 /// Granules and bytes.
@@ -115,6 +116,9 @@ pub struct Tiers {
     /// How long vCPUs were parked for moves, where they ever are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalls: Option<Stalls>,
+    /// How much memory each tier has, if the kernel was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accounts: Option<Accounts>,
 }
 
 /// vCPUs parked for moves out of memory that nobody can watch.

@@ -27,6 +27,7 @@
 //! `"4G"`); addresses go out as hexadecimal texts, because JSON numbers are not
 //! exact above 2^53 everywhere. A key that nobody knows is an error.
 
+mod account;
 mod answer;
 mod event;
 mod job;
@@ -38,14 +39,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use account::{Accounts, Cgroup, HugePages, Mapped, NodeBytes, TierAccount};
 pub use answer::{
     Amount, FaultLatency, Heat, Lifecycle, Metrics, Migrated, Mismatch, Moves, PageFailed, Pinned,
     Place, Plugged, Policy, Progress, Region, Residency, Run, Skipped, Stalls, State, Status,
     Tiers, Unpinned, Unplugged, Verified,
 };
-pub use event::{Event, Lost, PolicyChanged, RegionChanged};
+pub use event::{Event, Lost, MemoryFailed, MetBy, NoMemory, PolicyChanged, RegionChanged};
 pub use job::{Job, JobKind, JobState, Jobs};
-pub use request::{Evacuate, Hex, Migrate, PolicyWord, Range, Request, SelectFlag, To};
+pub use request::{
+    BackingWord, Evacuate, Hex, Migrate, Plug, PolicyWord, Range, Request, SelectFlag, To,
+};
 
 /// Longest line that a client may send, in bytes, with its line break.
 pub const MAX_LINE: usize = 64 << 10;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use neap_memory::Backing;
 use neap_memory::policy::PolicyName;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,11 @@ use crate::config::units::{Address, Size};
 #[serde(deny_unknown_fields)]
 pub enum Request {
     /// How the machine and its memory are: [`Status`](super::Status).
-    Status {},
+    Status {
+        /// Ask the kernel how much memory each tier has, too.
+        #[serde(default, skip_serializing_if = "is_false")]
+        verify: bool,
+    },
     /// Where guest memory is: [`Residency`](super::Residency).
     Residency {
         /// Ask the kernel too.
@@ -46,11 +51,9 @@ pub enum Request {
         /// The region's number, from 0.
         region: u8,
     },
-    /// Give a region back that `unplug` took away: [`Plugged`](super::Plugged).
-    Plug {
-        /// The region's number, from 0.
-        region: u8,
-    },
+    /// Give a region back that `unplug` took away, or give another in its place:
+    /// [`Plugged`](super::Plugged).
+    Plug(Plug),
     /// Make the host's page behind a page of guest memory fail, for good, to
     /// try what follows: [`PageFailed`](super::PageFailed).
     FailPage {
@@ -120,6 +123,54 @@ pub struct Evacuate {
     #[serde(default, skip_serializing_if = "is_false")]
     #[schemars(skip)]
     pub detach: bool,
+}
+
+/// [`Request::Plug`].
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Plug {
+    /// The region's number, from 0.
+    pub region: u8,
+    /// Bytes of its pool from now on, at the most what it was started with.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_size")]
+    #[schemars(schema_with = "size_schema")]
+    pub pool: Option<u64>,
+    /// Host memory behind it from now on: `anon` or `node:N`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<BackingWord>,
+}
+
+fn some_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(deserializer).map(Some)
+}
+
+/// A kind of host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackingWord(pub Backing);
+
+impl Serialize for BackingWord {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for BackingWord {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        lenient(deserializer).map(Self)
+    }
+}
+
+impl JsonSchema for BackingWord {
+    fn schema_name() -> Cow<'static, str> {
+        "Backing".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A kind of host memory, such as \"anon\" or \"node:1\"."
+        })
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -26,7 +26,7 @@ fn requests() -> impl Strategy<Value = Request> {
         });
     let policy = prop::sample::select(neap_memory::policy::PolicyName::ALL.to_vec());
     prop_oneof![
-        Just(Request::Status {}),
+        any::<bool>().prop_map(|verify| Request::Status { verify }),
         (any::<bool>(), any::<u64>())
             .prop_map(|(verify, from)| Request::Residency { verify, from: Hex(from) }),
         migrate,
@@ -42,7 +42,12 @@ fn requests() -> impl Strategy<Value = Request> {
         range.prop_map(|range| Request::Pin { range }),
         any::<u64>().prop_map(|pin| Request::Unpin { pin }),
         any::<u8>().prop_map(|region| Request::Unplug { region }),
-        any::<u8>().prop_map(|region| Request::Plug { region }),
+        (any::<u8>(), any::<Option<u64>>(), any::<Option<u32>>()).prop_map(
+            |(region, pool, node)| {
+                let backing = node.map(|node| BackingWord(neap_memory::Backing::Node(node)));
+                Request::Plug(Plug { region, pool, backing })
+            }
+        ),
         any::<u64>().prop_map(|address| Request::FailPage { address: Hex(address) }),
     ]
 }

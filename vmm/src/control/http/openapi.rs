@@ -143,7 +143,7 @@ fn words(action: Action) -> (&'static str, &'static str) {
         Action::Pin => ("pin", "Hold guest memory where it is"),
         Action::Unpin => ("unpin", "Let go of held memory"),
         Action::Unplug => ("unplug", "Empty a device region and take it away"),
-        Action::Plug => ("plug", "Give a device region back"),
+        Action::Plug => ("plug", "Give a device region back, or another in its place"),
         Action::FailPage => ("failPage", "Make a page of host memory fail, for tests"),
         Action::Jobs => ("jobs", "The jobs that there are, and the last that ended"),
         Action::Job => ("job", "How a job is"),
@@ -160,6 +160,9 @@ fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
     let in_query = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "query", "description": description, "schema": schema });
     let flag = || json!({ "type": "boolean", "default": false });
     match route.action {
+        Action::Status => {
+            vec![in_query("verify", "Ask the kernel how much memory each tier has, too.", flag())]
+        }
         Action::Residency => vec![
             in_query("from", "First address to tell of.", schemas.of::<api::Hex>()),
             in_query("verify", "Ask the kernel too.", flag()),
@@ -185,7 +188,8 @@ fn request_body(action: Action, schemas: &mut Schemas) -> Option<Value> {
         Action::Evacuate => Some(schemas.of::<api::Evacuate>()),
         Action::Pin => Some(schemas.of::<api::Range>()),
         Action::SetPolicy => Some(schemas.of::<NewPolicy>()),
-        Action::Unplug | Action::Plug => Some(schemas.of::<Region>()),
+        Action::Unplug => Some(schemas.of::<Region>()),
+        Action::Plug => Some(schemas.of::<api::Plug>()),
         Action::FailPage => Some(schemas.of::<Page>()),
         _ => None,
     }

@@ -10,7 +10,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::super::api::{self, Error, ErrorKind, Evacuate, Hex, Migrate, PolicyWord, Range};
+use super::super::api::{self, Error, ErrorKind, Evacuate, Hex, Migrate, Plug, PolicyWord, Range};
 use super::super::server::Ways;
 use super::super::{Form, Outgoing, Rendered, Reply};
 use super::answer::{self, JSON, METRICS};
@@ -170,6 +170,7 @@ async fn carry_out(
     exchange: &Rc<Exchange>,
 ) -> Result<Response<Answer>, Error> {
     let known: &[&str] = match action {
+        Action::Status => &["verify"],
         Action::Residency => &["from", "verify"],
         Action::Migrate | Action::Evacuate => &["wait"],
         _ => &[],
@@ -177,7 +178,10 @@ async fn carry_out(
     let query = Query::parse(query, known)?;
     let number = || id.unwrap_or_default().parse::<u64>();
     let (asked, status, made) = match action {
-        Action::Status => (api::Request::Status {}, StatusCode::OK, None),
+        Action::Status => {
+            let verify = query.flag("verify")?;
+            (api::Request::Status { verify }, StatusCode::OK, None)
+        }
         Action::Residency => {
             let from = query.get::<Address>("from")?.map_or(Hex(0), |from| Hex(from.0));
             let verify = query.flag("verify")?;
@@ -212,8 +216,8 @@ async fn carry_out(
             (api::Request::Unplug { region }, StatusCode::OK, None)
         }
         Action::Plug => {
-            let Region { region } = read::json(request, &ways.limits).await?;
-            (api::Request::Plug { region }, StatusCode::OK, None)
+            let asked = read::json::<Plug>(request, &ways.limits).await?;
+            (api::Request::Plug(asked), StatusCode::OK, None)
         }
         Action::FailPage => {
             let Page { address } = read::json(request, &ways.limits).await?;
