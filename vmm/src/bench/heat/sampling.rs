@@ -15,17 +15,19 @@
 //! both of a turn have the same of it.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use neap_memory::addr::GIB;
-use neap_memory::granule::{GranuleSize, Kind};
+use neap_memory::granule::{GranuleSize, Kind, PoolId};
 use neap_memory::guest::RangeSpec;
+use neap_memory::migrate::{MigrateRequest, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig};
-use neap_memory::{Backing, GuestMemory};
+use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 
 use crate::bare::{Guest, Writer};
 use crate::bench::moving::host::{Interrupts, Places, check_memory};
@@ -41,6 +43,8 @@ pub(super) const NAME: &str = "heat.sampling_cost";
 /// Memory of the guest: so much that as many used granules are due in each tick
 /// as may be watched.
 const SIZE: u64 = 3 * GIB;
+/// Pieces of it that are as large as the pool.
+const PIECES: u64 = 8;
 /// How long the guest is looked at each time.
 const PHASE: Duration = Duration::from_millis(200);
 
@@ -54,8 +58,12 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     let range = window(SIZE)?;
     let spec = RangeSpec { range, backing: Backing::Anon, prefault: true };
     let memory = Arc::new(GuestMemory::new(&[spec])?);
-    let pool =
-        RegionConfig { window: None, pool: SIZE / 8, kind: Kind::Public, backing: Backing::Anon };
+    let pool = RegionConfig {
+        window: None,
+        pool: SIZE / PIECES,
+        kind: Kind::Public,
+        backing: Backing::Anon,
+    };
     let heat = HeatConfig { moves: false, ..HeatConfig::default() };
     let config = TiersConfig {
         policy: PolicyName::Heat,
@@ -64,13 +72,13 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
         ..TiersConfig::new(GranuleSize::M2, fatal)
     };
     let tiers = Tiers::new(&memory, config)?;
+    take_under_control(&tiers, range)?;
     // Dropped before the tiers.
     let mut guest = Guest::new(Arc::clone(&memory), 1)?;
     places.pin(&guest)?;
     guest.load_writer(0, &Writer::over(range))?;
     guest.start()?;
     guest.wait_passes(1, PASS)?;
-    wait_watched(&tiers, &heat)?;
 
     let threads = [Thread::named("bare0")?, Thread::named("fault")?];
     let (mut faults, mut estimates) = (Vec::new(), Vec::new());
@@ -125,17 +133,23 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     }])
 }
 
-/// Waits until all of memory is under control, so that what is measured is
-/// the watching alone.
-fn wait_watched(tiers: &Tiers, heat: &HeatConfig) -> Result<(), BenchError> {
-    let deadline = Instant::now() + PASS;
-    while tiers.residency().iter().any(|run| run.untouched) {
-        if Instant::now() > deadline {
-            let heat = tiers.status().counts.heat;
-            let message = format!("memory was not taken under control in time: {heat:?}");
-            return Err(BenchError::Unexpected(message));
+/// Takes all of memory under control, so that what is measured is the watching
+/// alone: piece by piece it moves to the pool and home again.
+fn take_under_control(tiers: &Tiers, range: GpaRange) -> Result<(), BenchError> {
+    let piece = SIZE / PIECES;
+    for number in 0..PIECES {
+        let part = GpaRange::new(Gpa(range.base().0 + number * piece), piece);
+        let part = part.ok_or_else(|| BenchError::Unexpected("an empty piece".into()))?;
+        for to in [Target::Pool(PoolId(0)), Target::Home] {
+            let select = Select { untouched: true, ..Select::ALL };
+            let request =
+                MigrateRequest { ranges: vec![part], to, select, from_pool: None, limit: None };
+            let moved = tiers.migrate(&request, &mut |_| ControlFlow::Continue(()));
+            moved.map_err(|error| BenchError::Unexpected(error.to_string()))?;
         }
-        thread::sleep(heat.period);
+    }
+    if tiers.residency().iter().any(|run| run.untouched) {
+        return Err(BenchError::Unexpected("memory was not taken under control".into()));
     }
     Ok(())
 }
