@@ -3,17 +3,22 @@
 #![cfg(not(feature = "loom"))]
 #![allow(unsafe_code, clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::File;
+use std::io::Seek;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use neap_memory::addr::MIB;
 use neap_memory::granule::{GranuleSize, Kind, PoolId};
 use neap_memory::guest::{GuestMemory, RangeSpec};
+use neap_memory::heat::sim::sampled::Sampled;
+use neap_memory::heat::sim::{Trace, hot_set};
 use neap_memory::migrate::{MigrateRequest, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
+use neap_memory::uffd::Features;
 use neap_memory::{Backing, Gpa, GpaRange};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -40,10 +45,19 @@ fn config(backing: Backing, granule: GranuleSize, pool: u64, kind: Kind) -> Tier
         heat: HeatConfig {
             budget: 1 << 30,
             period: Duration::from_millis(10),
+            // Looking may cost much: the proofs are not of that.
+            cost: 1000,
             ..HeatConfig::default()
         },
         ..TiersConfig::new(granule, fatal)
     }
+}
+
+/// One guest at a time: what looking costs is measured, and others would take
+/// the time of the threads that are measured.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One word of each page of guest memory, from `pages`.
@@ -77,11 +91,16 @@ fn in_device(tiers: &Tiers, range: &GpaRange) -> bool {
 }
 
 /// A set that is only read comes to the device and stays, whatever else is.
-fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
-    let memory = memory(Backing::Anon, ram);
+fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: bool) {
+    let _alone = alone();
+    let memory = memory(backing, ram);
     let pages = ram / 4096;
     fill(&memory, pages);
-    let tiers = Tiers::new(&memory, config(Backing::Anon, granule, ram / 4, Kind::Public)).unwrap();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut trace = File::from(rustix::fs::memfd_create("trace", flags).unwrap());
+    let mut config = config(backing, granule, ram / 4, Kind::Public);
+    config.heat_trace = Some(Arc::new(trace.try_clone().unwrap()));
+    let tiers = Tiers::new(&memory, config).unwrap();
     let hot = range(ram / 2, ram / 8);
     let hot_pages = hot.base().0 / 4096..hot.end().0 / 4096;
     let stop = AtomicBool::new(false);
@@ -89,7 +108,10 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
         let reader = scope.spawn(|| read(&memory, hot_pages, &stop));
         let since = Instant::now();
         while !in_device(&tiers, &hot) {
-            assert!(since.elapsed() < LIMIT, "{:?}", tiers.status());
+            if since.elapsed() > LIMIT {
+                stop.store(true, Ordering::Relaxed);
+                panic!("{:?}", tiers.status());
+            }
             if requests {
                 // People move what they like meanwhile.
                 let request = MigrateRequest {
@@ -106,11 +128,16 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
         stop.store(true, Ordering::Relaxed);
         reader.join().unwrap()
     });
+    let set = ram / 8 / granule.bytes();
+    // What moved is there before it is counted.
+    let since = Instant::now();
+    while tiers.status().counts.heat.promoted < set && since.elapsed() < LIMIT {
+        std::thread::yield_now();
+    }
     let counts = tiers.status().counts;
     eprintln!("{granule}: {counts:?}");
     assert_eq!(wrong, 0);
     assert!(counts.heat.touched > 0 && counts.heat.touched <= counts.heat.watched);
-    let set = ram / 8 / granule.bytes();
     assert!((set..=2 * set).contains(&counts.heat.promoted), "{counts:?}");
     if !requests {
         assert_eq!(counts.bytes, counts.heat.bytes);
@@ -121,6 +148,12 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
     assert!(tiers.pin(all, LIMIT).is_ok());
     assert_eq!(read(&memory, 0..pages, &AtomicBool::new(true)), 0);
     drop(tiers);
+    trace.rewind().unwrap();
+    let text = std::io::read_to_string(&trace).unwrap();
+    let mut recorded = Sampled::read(&mut text.as_bytes()).unwrap();
+    assert_eq!(u64::from(recorded.granules()), ram / granule.bytes());
+    // Only the hot set is used, and all of it was seen.
+    assert_eq!(u64::from(hot_set(&mut recorded, 1.0)), set);
     for page in 0..pages {
         // SAFETY: guest memory of the test; nothing is away any more.
         assert_eq!(unsafe { word(&memory, page).read_volatile() }, page + 1);
@@ -129,31 +162,55 @@ fn read_only_set(granule: GranuleSize, ram: u64, requests: bool) {
 
 #[test]
 fn what_is_only_read_comes_to_the_device_at_2m() {
-    read_only_set(GranuleSize::M2, 128 * MIB, false);
+    read_only_set(Backing::Anon, GranuleSize::M2, 128 * MIB, false);
 }
 
 #[test]
 fn what_is_only_read_comes_to_the_device_at_64k() {
-    read_only_set(GranuleSize::K64, 8 * MIB, false);
+    read_only_set(Backing::Anon, GranuleSize::K64, 8 * MIB, false);
+}
+
+#[test]
+fn what_is_only_read_comes_to_the_device_also_in_files() {
+    read_only_set(Backing::Memfd, GranuleSize::M2, 128 * MIB, false);
+    read_only_set(Backing::Memfd, GranuleSize::K64, 8 * MIB, false);
+    read_only_set(Backing::Memfd, GranuleSize::K4, 2 * MIB, false);
 }
 
 #[test]
 fn requests_of_people_go_through_meanwhile() {
-    read_only_set(GranuleSize::M2, 128 * MIB, true);
+    read_only_set(Backing::Anon, GranuleSize::M2, 128 * MIB, true);
+    read_only_set(Backing::Memfd, GranuleSize::M2, 128 * MIB, true);
 }
 
 #[test]
 fn granules_that_are_watched_can_be_pinned_and_moved() {
+    pinned_and_moved(Backing::Anon);
+}
+
+#[test]
+fn granules_of_files_that_are_watched_can_be_pinned_and_moved() {
+    pinned_and_moved(Backing::Memfd);
+}
+
+fn pinned_and_moved(backing: Backing) {
+    let _alone = alone();
     let ram = 32 * MIB;
-    let memory = memory(Backing::Anon, ram);
+    let memory = memory(backing, ram);
     fill(&memory, ram / 4096);
-    let mut config = config(Backing::Anon, GranuleSize::M2, ram, Kind::Public);
+    let mut config = config(backing, GranuleSize::M2, ram, Kind::Public);
     config.heat.moves = false;
     let tiers = Tiers::new(&memory, config).unwrap();
     let all = range(0, ram);
     let deadline = Instant::now() + Duration::from_secs(2);
     let mut rounds = 0;
     while Instant::now() < deadline || tiers.status().counts.heat.watched < 100 {
+        // Some is watched in each round.
+        let (before, since) = (tiers.status().counts.heat.watched, Instant::now());
+        while tiers.status().counts.heat.watched == before {
+            assert!(since.elapsed() < LIMIT, "{:?}", tiers.status());
+            std::thread::yield_now();
+        }
         // Whoever pins memory and then touches it must not wait for itself.
         let pin = tiers.pin(all, LIMIT).unwrap();
         assert_eq!(read(&memory, 0..ram / 4096, &AtomicBool::new(true)), 0);
@@ -194,6 +251,11 @@ fn what_cannot_be_is_refused() {
     let mut soon = good();
     soon.heat.period = Duration::from_millis(1);
     assert!(refused(soon).contains("10ms to 10s"));
-    let files = config(Backing::Memfd, GranuleSize::M2, ram, Kind::Public);
+    let mut dear = good();
+    dear.heat.cost = 1001;
+    assert!(refused(dear).contains("10.01 %"));
+    // Reads of files are seen by minor faults.
+    let mut files = config(Backing::Memfd, GranuleSize::M2, ram, Kind::Public);
+    files.features = Features(!Features::MINOR_SHMEM.0);
     assert!(refused(files).contains("backing=anon"));
 }

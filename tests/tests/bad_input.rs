@@ -292,6 +292,10 @@ mod pools {
         pool_refused("--policy tides", &["--policy", "tides", "first-touch"]);
         pool_refused("--policy heat --heat-budget 0", &["--heat-budget", "0", "100M"]);
         pool_refused("--policy heat --heat-period 1", &["--heat-period", "1 ms", "10"]);
+        pool_refused("--policy heat --heat-cost 0", &["--heat-cost", "0.01 to 10"]);
+        pool_refused("--policy heat --heat-cost much", &["--heat-cost", "much", "0.5"]);
+        let trace = "--policy heat --device-memory size=0,pool=2M --heat-trace /nonexistent/x";
+        pool_refused(trace, &["--heat-trace /nonexistent/x", "No such file"]);
         pool_refused("--granule 1G", &["--granule", "1G", "64K"]);
         pool_refused("--copy-threads 0", &["--copy-threads", "0", "16"]);
         pool_refused("--copy-threads 17", &["--copy-threads", "17", "16"]);
@@ -411,6 +415,28 @@ mod config {
             &["--config", "No such file"],
         );
         refused(Neap::new(["run", "--config", "/dev/zero"]), &["--config", "/dev/zero"]);
+    }
+}
+
+mod traces {
+    use super::*;
+
+    #[track_caller]
+    fn trace_refused(bytes: &[u8], parts: &[&str]) {
+        let folder = Folder::new();
+        let path = folder.file("seen.trace", bytes);
+        let neap = Neap::new(["bench", "heat", "--trace"]).args([path]);
+        refused(neap, &[&["--trace", "seen.trace"], parts].concat());
+    }
+
+    #[test]
+    fn that_are_wrong_name_their_line() {
+        const HEAD: &str = "neap-heat-trace 1\ngranules 8 bytes 2097152 period-us 100000\n";
+        trace_refused(b"", &["fill whole buffer"]);
+        trace_refused(b"neap-heat-trace 9\n", &["line 1", "neap-heat-trace 1"]);
+        trace_refused(format!("{HEAD}0 8 1 r slow\n").as_bytes(), &["line 3", "granule 8"]);
+        trace_refused(format!("{HEAD}0 7 1 r slow\n0 7 1 x slow\n").as_bytes(), &["line 4", "x"]);
+        trace_refused(&[HEAD.as_bytes(), &[b'1'; 1 << 20]].concat(), &["line 3", "no end"]);
     }
 }
 

@@ -1,9 +1,12 @@
 //! Jobs, policy, events and metrics of a real machine, by `neap ctl`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs;
 use std::time::{Duration, Instant};
 
+use neap_tests::Neap;
 use neap_tests::machine::{Machine, TIERS};
+use neap_tests::refusal::{Folder, refused};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -93,6 +96,30 @@ fn heat_can_be_had_and_left_at_work() {
     assert_eq!(machine.json("residency --verify")["verified"]["mismatches"], json!([]));
     machine.tells("evacuate --region 0");
     machine.end(Signal::TERM).1.expect_status(143);
+}
+
+#[test]
+fn what_heat_sees_is_recorded_and_replayed() {
+    let folder = Folder::new();
+    let trace = folder.path("seen.trace");
+    let options = format!(
+        "{TIERS} --policy heat --heat-period 10 --heat-cost 10 --heat-trace {}",
+        trace.display()
+    );
+    let machine = Machine::start_in(folder, &options);
+    let end = Instant::now() + LIMIT;
+    // The guest has one granule that it uses all the time.
+    while !fs::read_to_string(&trace).unwrap().contains(" w ") {
+        assert!(Instant::now() < end, "{:?}", machine.tells("status"));
+    }
+    assert_eq!(machine.json("status")["tiers"]["heat"]["trace-failed"], false);
+    let (folder, ended) = machine.end(Signal::TERM);
+    ended.expect_status(143);
+    let replayed = Neap::new(["bench", "heat", "--trace"]).args([&trace]).run().expect_status(0);
+    assert!(replayed.stdout.contains("  optimum "), "{}", replayed.stdout);
+    // It is not written over.
+    let again = folder.run(&format!("{TIERS} --policy heat --heat-trace {}", trace.display()));
+    refused(again, &["--heat-trace", "seen.trace", "exists", "new file"]);
 }
 
 #[test]

@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     Ctl(ctl::CtlArgs),
     HmmTests(hmm_tests::HmmTestsArgs),
     Lab(lab::LabArgs),
@@ -48,7 +48,7 @@ struct RunCli {
 
 #[derive(Subcommand, Debug)]
 enum RunOnly {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
 }
 
 /// What the words of a command line, the program's name first, ask for.
@@ -90,7 +90,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Outcome {
     match command {
-        Command::Run(args) => run::execute(args),
+        Command::Run(args) => run::execute(*args),
         Command::Ctl(args) => ctl::execute(args),
         Command::HmmTests(args) => hmm_tests::execute(args),
         Command::Lab(args) => lab::execute(args),

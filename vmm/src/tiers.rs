@@ -1,10 +1,12 @@
 //! The tiers of a machine, as its options ask for them, on this host.
 
 use std::env;
+use std::fs::{File, OpenOptions};
 use std::sync::Arc;
 
 use neap_memory::GuestMemory;
 use neap_memory::park::Park;
+use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::uffd::abi::Door;
 use neap_memory::uffd::{Features, Userfaultfd};
@@ -17,7 +19,8 @@ use crate::{console, fd, memory_failure};
 
 /// Names what this process is to do without, separated by commas, so that
 /// tests reach the ways for older hosts: `move` (UFFDIO_MOVE),
-/// `wp-files` (write-protection of files in memory), `syscall`
+/// `wp-files` (write-protection of files in memory), `minor` (faults on pages
+/// that are there), `syscall`
 /// (userfaultfd(2), which leaves /dev/userfaultfd).
 pub const MASK: &str = "NEAP_WITHOUT";
 
@@ -27,8 +30,9 @@ fn masked(name: &str) -> bool {
 
 fn features() -> Features {
     let without = |name, feature: Features| if masked(name) { feature.0 } else { 0 };
-    let masks =
-        without("move", Features::MOVE) | without("wp-files", Features::WRITE_PROTECT_FILES);
+    let masks = without("move", Features::MOVE)
+        | without("wp-files", Features::WRITE_PROTECT_FILES)
+        | without("minor", Features::MINOR_SHMEM.with(Features::MINOR_HUGETLB));
     Features(Features::ALL.0 & !masks)
 }
 
@@ -96,6 +100,7 @@ pub fn build(
         policy: wanted.policy,
         copy_threads: usize::from(wanted.copy_threads),
         heat: wanted.heat,
+        heat_trace: heat_trace(config, wanted.policy)?,
         ram: config.ram.backing,
         engine: Some(wanted.engine),
         regions: regions.collect(),
@@ -106,6 +111,17 @@ pub fn build(
         ..TiersConfig::new(wanted.granule, die)
     };
     Tiers::new(memory, tiers).map(Some)
+}
+
+/// The file for what policy `heat` sees.
+fn heat_trace(config: &VmConfig, policy: PolicyName) -> Result<Option<Arc<File>>, TiersError> {
+    let Some(path) = config.heat_trace.as_ref().filter(|_| policy == PolicyName::Heat) else {
+        return Ok(None);
+    };
+    let file = OpenOptions::new().write(true).create_new(true).open(path);
+    file.map(|file| Some(Arc::new(file))).map_err(|error| {
+        TiersError::Heat(format!("--heat-trace {}: {error}: give a new file", path.display()))
+    })
 }
 
 /// Ends the process where guest memory cannot be kept whole: nothing is

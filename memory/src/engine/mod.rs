@@ -15,6 +15,7 @@
 //! it was or where it was to go; the outcome says which. A granule that cannot
 //! be made whole again ends the process ([`Fatal`]).
 
+mod glance;
 pub mod hooks;
 pub(crate) mod hurry;
 pub(crate) mod losses;
@@ -34,7 +35,7 @@ use rustix::io::Errno;
 use self::hurry::Waiters;
 use self::rows::Row;
 use crate::granule::{Granule, PoolId};
-use crate::hva::HvaRange;
+use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::numa::Placement;
 use crate::park::Stalls;
@@ -103,6 +104,12 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     /// Whether a granule that nobody moved yet must be adopted first.
     fn adopts(&self) -> bool;
 
+    /// Whether the tiers' userfaultfd watches what it moves, so that no other
+    /// one can.
+    fn is_watched(&self) -> bool {
+        true
+    }
+
     /// Whether any page of a granule that nobody moved yet exists.
     fn exists(&self, granule: Granule) -> bool;
 
@@ -122,6 +129,16 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     fn sets_aside(&self) -> bool {
         false
     }
+
+    /// Whether a granule that is set aside keeps its mapping, so that it moves as
+    /// any other that is mapped.
+    fn aside_is_mapped(&self) -> bool {
+        false
+    }
+
+    /// Serves a touch of a page that is there and was not mapped, of a granule
+    /// that nobody moves meanwhile.
+    fn map_in(&self, _page: Hva) {}
 
     /// Takes a granule, mapped at `place` and claimed, from the guest without
     /// moving its contents: from then on a touch of it, also a read, comes as

@@ -206,6 +206,10 @@ impl Engine for NodeEngine {
         Ok(())
     }
 
+    fn is_watched(&self) -> bool {
+        false
+    }
+
     fn adopts(&self) -> bool {
         // A page that came later would come from home.
         true

@@ -1,5 +1,7 @@
 //! What is known of one granule, in 8 bytes.
 
+use std::ops::RangeInclusive;
+
 use super::settings::Settings;
 
 /// Ticks are counted in 15 bits and 0 stands for none, so that what is due
@@ -47,6 +49,11 @@ const FLIPS: u32 = 3;
 /// is not.
 const USED_PAUSE: u8 = 6;
 const IDLE_PAUSE: u8 = 5;
+/// Used so much more or less than what just belongs in the fast tier, in 256ths
+/// of a doubling, that a look at it hardly ever changes where it belongs: the
+/// pauses between two looks are so long, at least and at the most.
+const FAR: u16 = 2 * 256;
+const FAR_PAUSES: RangeInclusive<u8> = 5..=7;
 
 /// What an observation means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,10 +168,15 @@ impl Entry {
         let moves = if known == FULL { 0 } else { self.moves() };
         self.set((heat + step) as u16, moves);
         self.history = self.history << 1 | u8::from(touched);
-        let longest = if touched { USED_PAUSE } else { IDLE_PAUSE };
+        let far = touched && hot > 0 && self.heat().abs_diff(hot) > FAR;
+        let (least, longest) = match touched {
+            true if far => FAR_PAUSES.into_inner(),
+            true => (0, USED_PAUSE),
+            false => (0, IDLE_PAUSE),
+        };
         let worth = new >= i32::from(hot) || heat >= i32::from(hot);
         let unsettled = worth && (surprise || touched && self.seen() < 3);
-        let pause = if unsettled { 0 } else { (self.pause() + 1).min(longest) };
+        let pause = if unsettled { 0 } else { (self.pause() + 1).clamp(least, longest) };
         self.counts = pause << 4 | known;
         self.due = now.after(1 << pause);
         Look { again: unsettled, surprise: worth && surprise }

@@ -10,7 +10,8 @@
 //!
 //! [`entry`] is what is known of a granule, in 8 bytes; [`policy`] decides;
 //! [`watch`] chooses what to watch; [`bucket`] is the budget of bytes;
-//! [`sim`] replays touches of memory and compares.
+//! [`purse`] that of the guest's time; [`sim`] replays touches of memory and
+//! compares.
 //!
 //! What keeps memory from moving to and fro:
 //! * a granule is hot only after touches were seen in several ticks
@@ -26,6 +27,7 @@
 pub mod bucket;
 pub mod entry;
 pub mod policy;
+pub mod purse;
 mod scale;
 pub mod settings;
 pub mod sim;
@@ -36,4 +38,5 @@ mod watch;
 
 pub use bucket::Bucket;
 pub use policy::{HeatPolicy, Moves, Seen, Touch, Where};
+pub use purse::{Looks, Price, Purse};
 pub use settings::{Settings, SettingsError};

@@ -2,6 +2,7 @@
 
 use super::bucket::Bucket;
 use super::entry::{Entry, Tick};
+use super::purse::Looks;
 use super::scale::Scale;
 use super::settings::{Settings, SettingsError};
 use super::unrest::Unrest;
@@ -217,10 +218,12 @@ impl HeatPolicy {
         self.bucket.give_back(granules.saturating_mul(self.settings.granule.bytes()));
     }
 
-    /// What to watch from now to the next tick. `may` says whether a granule
-    /// can be watched.
-    pub fn watch(&mut self, may: &mut dyn FnMut(Granule) -> bool) -> Vec<Granule> {
-        let Settings { watched, touched, .. } = self.settings;
+    /// What to watch from now to the next tick, as many as `looks` has or as
+    /// the settings have. `may` says whether a granule can be watched.
+    pub fn watch(&mut self, looks: Looks, may: &mut dyn FnMut(Granule) -> bool) -> Vec<Granule> {
+        let most = self.settings.most();
+        let watched = looks.watched.min(most.watched);
+        let touched = looks.touched.min(most.touched);
         let now = self.now();
         let mut may = |granule| may(Granule(granule));
         let chosen = self.round.next(&self.entries, now, watched, touched, &mut may);

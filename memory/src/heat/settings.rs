@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::purse::Looks;
 use crate::granule::GranuleSize;
 
 /// Numbers of a heat policy. A tick is the user's.
@@ -46,6 +47,11 @@ impl Settings {
             rest: 50,
             looks: 1 << 18,
         }
+    }
+
+    /// Most that is looked at in a tick.
+    pub fn most(&self) -> Looks {
+        Looks { watched: self.watched, touched: self.touched }
     }
 
     /// Whether a policy can work with them.

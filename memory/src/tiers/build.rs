@@ -1,5 +1,7 @@
 //! Putting tiers together over the memory of a guest that has not started.
 
+use std::fs::File;
+use std::io::{self, BufWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -14,7 +16,7 @@ use super::counters::Counters;
 use super::failure::{Damaged, Listener};
 use super::fault::FaultThread;
 use super::gone::Gone;
-use super::heat::HeatThread;
+use super::heat::{Echo, HeatThread};
 use super::movers::Movers;
 use super::room::Room;
 use super::{RegionConfig, Tiers, TiersConfig, TiersError};
@@ -27,6 +29,7 @@ use crate::engine::remap::{Area, Areas, RemapEngine};
 use crate::engine::{Engine, EngineName};
 use crate::granule::{Frame, Granule, GranuleSize, Kind, PoolId};
 use crate::guest::GuestMemory;
+use crate::heat::sim::sampled::Recorder;
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::crew::Crew;
 use crate::numa::{Placement, calls, hugepages};
@@ -84,6 +87,7 @@ impl Tiers {
             }
             pools.push(Mutex::new(pool));
         }
+        let recorder = recorder(&config, space.granules())?;
         let core = Arc::new(Core {
             uffd,
             table: GranuleTable::new(space.granules()),
@@ -106,6 +110,8 @@ impl Tiers {
             on_gone: config.on_gone,
             gone: Gone::new(config.regions.len()),
             touched: Mutex::default(),
+            recorder: Mutex::new(recorder),
+            echo: Echo::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,
         });
@@ -136,6 +142,18 @@ impl Tiers {
             _memory: memory,
         })
     }
+}
+
+/// What writes the trace of heat, if there is to be one.
+fn recorder(
+    config: &TiersConfig,
+    granules: u32,
+) -> Result<Option<Recorder<BufWriter<File>>>, TiersError> {
+    let failed =
+        |error: io::Error| TiersError::Heat(format!("the trace cannot be written: {error}"));
+    let Some(file) = &config.heat_trace else { return Ok(None) };
+    let file = BufWriter::new(file.try_clone().map_err(failed)?);
+    Recorder::new(file, granules, config.granule, config.heat.period).map(Some).map_err(failed)
 }
 
 /// RAM comes from the nodes of home, also what is in it already.
@@ -225,7 +243,12 @@ fn open(config: &TiersConfig) -> Result<Userfaultfd, TiersError> {
             .with(Features::MISSING_SHMEM)
             .with(Features::MISSING_HUGETLB),
     };
-    let uffd = Userfaultfd::open(needed.only(config.features), &config.doors)?;
+    // Without these policy `heat` does not see what is read.
+    let wanted = match config.engine() {
+        EngineName::Remap => needed.with(Features::MINOR_SHMEM).with(Features::MINOR_HUGETLB),
+        EngineName::Move | EngineName::Node => needed,
+    };
+    let uffd = Userfaultfd::open(wanted.only(config.features), &config.doors)?;
     if !uffd.opened().features.contains(needed) {
         return Err(TiersError::Missing(match config.engine() {
             EngineName::Move => "this kernel cannot move pages (UFFDIO_MOVE, since Linux 6.8): \

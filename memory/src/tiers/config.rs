@@ -1,5 +1,6 @@
 //! What tiers are made of, as the builder of a machine gives it.
 
+use std::fs::File;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct HeatConfig {
     pub budget: u64,
     /// Time from one look at what is used to the next.
     pub period: Duration,
+    /// What looking may cost the guest, in hundredths of a percent of its time.
+    pub cost: u32,
     /// Whether granules move; without, they are watched only, for benches.
     pub moves: bool,
 }
@@ -52,6 +55,16 @@ impl HeatConfig {
     pub const PERIODS: RangeInclusive<Duration> =
         Duration::from_millis(10)..=Duration::from_secs(10);
 
+    /// Cost if nobody says otherwise: 1 %.
+    pub const COST: u32 = 100;
+    /// Costs that can be: up to a tenth of the guest's time.
+    pub const COSTS: RangeInclusive<u32> = 1..=1000;
+
+    /// The guest's time that looks may take in a period.
+    pub(crate) fn cost_per_period(&self) -> Duration {
+        self.period * self.cost / 10_000
+    }
+
     /// Settings of the policy for granules of that size.
     pub(crate) fn settings(&self, granule: GranuleSize) -> Settings {
         let budget = u128::from(self.budget) * self.period.as_micros() / 1_000_000;
@@ -63,7 +76,7 @@ impl HeatConfig {
 
 impl Default for HeatConfig {
     fn default() -> Self {
-        Self { budget: Self::BUDGET, period: Self::PERIOD, moves: true }
+        Self { budget: Self::BUDGET, period: Self::PERIOD, cost: Self::COST, moves: true }
     }
 }
 
@@ -105,6 +118,8 @@ pub struct TiersConfig {
     /// Told of a region whose device was taken from its driver; what was in it is
     /// lost. From whichever thread finds it.
     pub on_gone: fn(RegionGone),
+    /// File for what policy `heat` sees, empty; see [`crate::heat::sim::sampled`].
+    pub heat_trace: Option<Arc<File>>,
     /// Ends the process when guest memory cannot be kept whole: restores the
     /// terminal and exits, without dropping anything.
     pub fatal: fn(&str) -> !,
@@ -129,6 +144,7 @@ impl TiersConfig {
             hooks: Arc::new(NoHooks),
             heat: HeatConfig::default(),
             on_gone: |_| {},
+            heat_trace: None,
             fatal,
         }
     }

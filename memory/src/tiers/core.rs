@@ -7,10 +7,12 @@
 //! also for a read of /proc/self/maps, the room's for one of the cgroups'. The adoption lock is held while memory that nobody watches
 //! yet is made present, which no fault thread is needed for.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -18,16 +20,19 @@ use super::budget::VmaBudget;
 use super::counters::Counters;
 use super::failure::{Damaged, Listener, Met};
 use super::gone::{Gone, RegionGone};
+use super::heat::Echo;
 use super::room::Room;
 use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step, memory};
 use crate::granule::{Granule, Kind, PoolId};
+use crate::heat::sim::sampled::Recorder;
+use crate::hva::Hva;
 use crate::migrate::reserve::Reserve;
 use crate::migrate::{MigrateRequest, Outcome, Target};
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
-use crate::table::{ClaimError, Claimed, GranuleTable, Place, View};
+use crate::table::{ClaimError, Claimed, GranuleTable, Place, TryPinError, View};
 use crate::uffd::{Event, Userfaultfd};
 
 /// Guest memory is adopted in pieces of this size, so that small granules do
@@ -72,6 +77,8 @@ pub(crate) struct Touched {
     pub(crate) granule: Granule,
     pub(crate) at: Instant,
     pub(crate) write: bool,
+    /// Time that it took to give it back.
+    pub(crate) served: Duration,
 }
 
 /// Shared state of the tiers.
@@ -107,6 +114,10 @@ pub(crate) struct Core {
     pub(crate) gone: Gone,
     /// Touches of granules that were set aside.
     pub(crate) touched: Mutex<Vec<Touched>>,
+    /// Where what policy `heat` sees is written, until that fails.
+    pub(crate) recorder: Mutex<Option<Recorder<BufWriter<File>>>>,
+    /// How soon the fault thread wakes up.
+    pub(crate) echo: Echo,
     pub(crate) over: AtomicBool,
     pub(crate) fatal: Fatal,
 }
@@ -297,7 +308,10 @@ impl Core {
             self.abort(claimed);
             return Err(Outcome::BadFrame);
         }
-        let from_mapped = claimed.was_mapped || claimed.from == Place::Untouched;
+        let aside = View { place: claimed.from, pins: 0, moving: true, mapped: claimed.was_mapped };
+        let from_mapped = claimed.was_mapped
+            || claimed.from == Place::Untouched
+            || self.engine.aside_is_mapped() && self.is_aside(granule, &aside);
         let to_mapped = match to {
             Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
             Place::Home | Place::Untouched => true,
@@ -378,10 +392,20 @@ impl Core {
         }
         let Ok(claimed) = self.table.claim(granule) else { return false };
         let place = claimed.from;
+        let vmas = if self.engine.aside_is_mapped() { 2 } else { 0 };
         if place == Place::Untouched
             || !claimed.was_mapped
-            || self.engine.set_aside(granule, place).is_err()
+            || vmas > 0 && !lock(&self.budget).take(vmas)
         {
+            self.abort(claimed);
+            return false;
+        }
+        let aside = self.engine.set_aside(granule, place);
+        if vmas > 0 {
+            // As soon as its neighbours are watched as well they are one again.
+            lock(&self.budget).landed(vmas);
+        }
+        if aside.is_err() {
             self.abort(claimed);
             return false;
         }
@@ -412,8 +436,38 @@ impl Core {
             Place::Untouched if self.engine.adopts() => {
                 self.adopt(granule).is_ok() && self.table.get(granule).place != Place::Untouched
             }
-            Place::Untouched => false,
+            Place::Untouched => self.take_note(granule),
             Place::Home | Place::Device { .. } => true,
+        }
+    }
+
+    /// Takes a granule that exists, and that needs no adoption, into the table.
+    fn take_note(&self, granule: Granule) -> bool {
+        let Ok(claimed) = self.table.claim(granule) else { return false };
+        if claimed.from == Place::Untouched {
+            self.table.finish(claimed, self.space.birthplace(granule), true);
+        } else {
+            self.abort(claimed);
+        }
+        true
+    }
+
+    /// Serves a touch of a page that is there and not mapped, of a granule that
+    /// is not set aside: the kernel has unmapped it for reasons of its own. False
+    /// if the granule is in motion; whoever moves it wakes then.
+    pub(crate) fn map_in(&self, granule: Granule, page: Hva) -> bool {
+        match self.table.try_pin(granule) {
+            Ok(()) => {
+                self.engine.map_in(page);
+                self.table.unpin(granule);
+                true
+            }
+            Err(TryPinError::Moving) => false,
+            // So many hold it that nobody can move it before all have let go.
+            Err(TryPinError::TooMany) => {
+                self.engine.map_in(page);
+                true
+            }
         }
     }
 
@@ -484,6 +538,10 @@ impl Core {
             self.put(from);
             to_mapped
         } else {
+            if from_mapped && !claimed.was_mapped && claimed.from != Place::Untouched {
+                // It was set aside, and is not any more.
+                self.engine.bring_back(granule, from);
+            }
             self.table.finish(claimed, from, from_mapped);
             self.put(to);
             from_mapped

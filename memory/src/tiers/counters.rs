@@ -1,6 +1,8 @@
 //! Counts of what the tiers did, for `status`.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use std::time::Duration;
 
 use super::latency::{Latency, LatencyCounts};
 use crate::migrate::Outcome;
@@ -34,6 +36,8 @@ pub(crate) struct HeatCounters {
     pub(crate) promoted: AtomicU64,
     pub(crate) demoted: AtomicU64,
     pub(crate) bytes: AtomicU64,
+    pub(crate) cost: AtomicU64,
+    pub(crate) trace_failed: AtomicBool,
 }
 
 /// What policy `heat` did.
@@ -49,6 +53,11 @@ pub struct HeatCounts {
     pub demoted: u64,
     /// Bytes of both.
     pub bytes: u64,
+    /// What watching is taken to have cost the guest: its own price, measured
+    /// all the time, for each look.
+    pub cost: Duration,
+    /// Whether the trace of it could not be written any more, and ends early.
+    pub trace_failed: bool,
 }
 
 /// What was counted so far.
@@ -123,6 +132,8 @@ impl Counters {
                 promoted: self.heat.promoted.load(Relaxed),
                 demoted: self.heat.demoted.load(Relaxed),
                 bytes: self.heat.bytes.load(Relaxed),
+                cost: Duration::from_nanos(self.heat.cost.load(Relaxed)),
+                trace_failed: self.heat.trace_failed.load(Relaxed),
             },
         }
     }

@@ -18,6 +18,7 @@ use super::core::{Core, Touched, lock};
 use super::death::Death;
 use super::failure::Met;
 use crate::granule::{Granule, Kind, PoolId};
+use crate::hva::Hva;
 use crate::policy::{Decision, Event as Touch, Facts};
 use crate::table::{ClaimError, Place, View};
 use crate::uffd::Event;
@@ -77,6 +78,14 @@ impl Drop for FaultThread {
     }
 }
 
+/// What a fault was.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fault {
+    write: bool,
+    /// The page, if it is there and not mapped.
+    minor: Option<Hva>,
+}
+
 struct Service {
     core: Arc<Core>,
     over: Arc<AtomicBool>,
@@ -115,6 +124,7 @@ impl Service {
             let mut count = [0; 8];
             // What was written before is seen below.
             let _ = rustix::io::read(&self.core.fault_wake, &mut count);
+            self.core.echo.answer();
         }
         if self.die.load(Ordering::Acquire) {
             panic!("the fault thread was told to die");
@@ -127,7 +137,7 @@ impl Service {
         }
         for (granule, since) in std::mem::take(&mut self.waiting) {
             self.core.counters.retried.fetch_add(1, Ordering::Relaxed);
-            self.resolve(granule, false, since);
+            self.resolve(granule, Fault::default(), since);
         }
         let mut events = std::mem::take(&mut self.events);
         events.append(&mut lock(&self.core.inbox));
@@ -138,7 +148,10 @@ impl Service {
                 // Its turn comes; each try that fails wakes whoever waits, who
                 // then faults again.
                 Some(granule) if self.waiting.contains_key(&granule) => {}
-                Some(granule) => self.resolve(granule, event.write, since),
+                Some(granule) => {
+                    let minor = event.minor.then_some(event.address);
+                    self.resolve(granule, Fault { write: event.write, minor }, since);
+                }
                 // Nothing else is watched in a way that makes events.
                 None => (self.core.fatal)("a fault outside of guest memory"),
             }
@@ -147,8 +160,8 @@ impl Service {
         Ok(())
     }
 
-    fn resolve(&mut self, granule: Granule, write: bool, since: Instant) {
-        if self.serve_one(granule, write) {
+    fn resolve(&mut self, granule: Granule, fault: Fault, since: Instant) {
+        if self.serve_one(granule, fault) {
             self.core.counters.latency.add(since.elapsed());
         } else if let Some(waiting) = self.waiting.get_mut(&granule) {
             *waiting = since;
@@ -157,7 +170,7 @@ impl Service {
 
     /// Serves the fault; false if it is left to a later try, or to whoever
     /// moves the granule.
-    fn serve_one(&mut self, granule: Granule, write: bool) -> bool {
+    fn serve_one(&mut self, granule: Granule, fault: Fault) -> bool {
         let counters = &self.core.counters;
         match self.core.table.get(granule) {
             // Whoever moves it wakes those who wait.
@@ -166,11 +179,19 @@ impl Service {
                 return false;
             }
             view @ View { place: Place::Untouched, .. } => self.first_touch(granule, view),
-            view if self.core.is_aside(granule, &view) => self.bring_back(granule, view, write),
+            view if self.core.is_aside(granule, &view) => {
+                self.bring_back(granule, view, fault.write)
+            }
             view @ View { place: Place::Device { pool, .. }, mapped: false, .. } => {
                 self.come_home(granule, view, pool);
             }
             _ => {
+                if let Some(page) = fault.minor
+                    && !self.core.map_in(granule, page)
+                {
+                    self.core.is_waited_for(granule);
+                    return false;
+                }
                 counters.stale.fetch_add(1, Ordering::Relaxed);
                 self.core.wake(granule);
             }
@@ -187,7 +208,7 @@ impl Service {
     fn bring_back(&mut self, granule: Granule, view: View, write: bool) {
         let at = Instant::now();
         if self.core.bring_back(granule, view) {
-            lock(&self.core.touched).push(Touched { granule, at, write });
+            lock(&self.core.touched).push(Touched { granule, at, write, served: at.elapsed() });
         } else {
             self.retry(granule);
         }

@@ -190,6 +190,7 @@ impl Tiers {
     pub fn verify_while(&self, wanted: &dyn Fn() -> bool) -> Result<Verified, Errno> {
         let core = &self.core;
         let mut ask = core.engine.verifier()?;
+        let keeps = core.engine.aside_is_mapped();
         let mut verified = Verified::default();
         for index in 0..core.space.granules() {
             let granule = Granule(index);
@@ -202,7 +203,8 @@ impl Tiers {
                 verified.passed_over += 1;
                 continue;
             }
-            let verdict = ask(granule, view.place, view.mapped)?;
+            let verdict =
+                ask(granule, view.place, view.mapped || keeps && core.is_aside(granule, &view))?;
             let after = core.table.get(granule);
             if (after.place, after.mapped, after.moving) != (view.place, view.mapped, false) {
                 verified.passed_over += 1;

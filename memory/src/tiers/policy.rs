@@ -16,7 +16,10 @@ pub enum PolicyRefused {
     )]
     NotWatched(PolicyName),
     /// Reads that are not seen.
-    #[error("{0} sees reads of anonymous memory with engine=move only")]
+    #[error(
+        "{0} sees no reads of this memory: start the guest with engine=move, or with memfd or \
+         hugetlb memory on a kernel that tells of minor faults (Linux 5.14)"
+    )]
     NotSeen(PolicyName),
     /// Nowhere to promote to.
     #[error("{0} needs a device region of kind public with a pool")]
@@ -66,7 +69,9 @@ impl Tiers {
             PolicyName::FirstTouch if !self.core.watches_first_touch => {
                 Err(PolicyRefused::NotWatched(name))
             }
-            PolicyName::Heat if !self.core.engine.sets_aside() => Err(PolicyRefused::NotSeen(name)),
+            PolicyName::Heat if self.core.engine.is_watched() && !self.core.engine.sets_aside() => {
+                Err(PolicyRefused::NotSeen(name))
+            }
             PolicyName::Heat if !self.core.kinds.contains(&Kind::Public) => {
                 Err(PolicyRefused::NoPool(name))
             }

@@ -9,14 +9,15 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 
 use linux_raw_sys::general::{
-    _UFFDIO_API, _UFFDIO_COPY, _UFFDIO_MOVE, _UFFDIO_POISON, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER,
-    _UFFDIO_WAKE, _UFFDIO_WRITEPROTECT, USERFAULTFD_IOC,
+    _UFFDIO_API, _UFFDIO_CONTINUE, _UFFDIO_COPY, _UFFDIO_MOVE, _UFFDIO_POISON, _UFFDIO_REGISTER,
+    _UFFDIO_UNREGISTER, _UFFDIO_WAKE, _UFFDIO_WRITEPROTECT, USERFAULTFD_IOC,
 };
 pub use linux_raw_sys::general::{
-    UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP, UFFD_PAGEFAULT_FLAG_WP,
-    UFFD_PAGEFAULT_FLAG_WRITE, UFFDIO_COPY_MODE_DONTWAKE, UFFDIO_REGISTER_MODE_MISSING,
-    UFFDIO_REGISTER_MODE_WP, uffd_msg, uffdio_api, uffdio_copy, uffdio_move, uffdio_poison,
-    uffdio_range, uffdio_register, uffdio_writeprotect,
+    UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP, UFFD_PAGEFAULT_FLAG_MINOR,
+    UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFDIO_COPY_MODE_DONTWAKE,
+    UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, uffd_msg,
+    uffdio_api, uffdio_continue, uffdio_copy, uffdio_move, uffdio_poison, uffdio_range,
+    uffdio_register, uffdio_writeprotect,
 };
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
@@ -34,6 +35,9 @@ pub const UFFDIO_UNREGISTER: Opcode = opcode::read::<uffdio_range>(GROUP, _UFFDI
 pub const UFFDIO_WAKE: Opcode = opcode::read::<uffdio_range>(GROUP, _UFFDIO_WAKE as u8);
 /// Fills missing pages with a copy.
 pub const UFFDIO_COPY: Opcode = opcode::read_write::<uffdio_copy>(GROUP, _UFFDIO_COPY as u8);
+/// Maps pages in that their file has.
+pub const UFFDIO_CONTINUE: Opcode =
+    opcode::read_write::<uffdio_continue>(GROUP, _UFFDIO_CONTINUE as u8);
 /// Moves pages from one place to another.
 pub const UFFDIO_MOVE: Opcode = opcode::read_write::<uffdio_move>(GROUP, _UFFDIO_MOVE as u8);
 /// Makes missing pages ones whose contents are lost.
@@ -52,6 +56,7 @@ const _: () = assert!(UFFDIO_UNREGISTER == 0x8010_aa01 && size_of::<uffdio_range
 const _: () = assert!(UFFDIO_WAKE == 0x8010_aa02);
 const _: () = assert!(UFFDIO_COPY == 0xc028_aa03 && size_of::<uffdio_copy>() == 40);
 const _: () = assert!(UFFDIO_MOVE == 0xc028_aa05 && size_of::<uffdio_move>() == 40);
+const _: () = assert!(UFFDIO_CONTINUE == 0xc020_aa07 && size_of::<uffdio_continue>() == 32);
 const _: () = assert!(UFFDIO_POISON == 0xc020_aa08 && size_of::<uffdio_poison>() == 32);
 const _: () = assert!(UFFDIO_WRITEPROTECT == 0xc018_aa06 && size_of::<uffdio_writeprotect>() == 24);
 const _: () = assert!(USERFAULTFD_IOC_NEW == 0xaa00);

@@ -29,8 +29,14 @@ impl Features {
     pub const MISSING_SHMEM: Self = Self(raw::UFFD_FEATURE_MISSING_SHMEM as u64);
     /// Missing pages of hugetlb.
     pub const MISSING_HUGETLB: Self = Self(raw::UFFD_FEATURE_MISSING_HUGETLBFS as u64);
+    /// Pages of shmem that are there and not mapped, since Linux 5.14.
+    pub const MINOR_SHMEM: Self = Self(raw::UFFD_FEATURE_MINOR_SHMEM as u64);
+    /// The same of hugetlb, since Linux 5.13.
+    pub const MINOR_HUGETLB: Self = Self(raw::UFFD_FEATURE_MINOR_HUGETLBFS as u64);
     /// `UFFDIO_MOVE`, since Linux 6.8.
     pub const MOVE: Self = Self(raw::UFFD_FEATURE_MOVE as u64);
+    /// Writes to protected pages are noted and do not wait, since Linux 6.7.
+    pub const WRITES_NOTED: Self = Self(raw::UFFD_FEATURE_WP_ASYNC as u64);
     /// None.
     pub const NONE: Self = Self(0);
     /// Every bit, known or not.
@@ -67,6 +73,9 @@ pub enum Modes {
     WriteProtect,
     /// Both.
     Both,
+    /// Writes to protected pages, and access to pages that are there and not
+    /// mapped; of files.
+    Minor,
 }
 
 impl Modes {
@@ -76,6 +85,7 @@ impl Modes {
             Self::Missing => missing,
             Self::WriteProtect => protect,
             Self::Both => missing | protect,
+            Self::Minor => abi::UFFDIO_REGISTER_MODE_MINOR | protect,
         })
     }
 }
@@ -87,6 +97,8 @@ pub struct Event {
     pub address: Hva,
     /// Whether it was a write to a protected page; a missing one otherwise.
     pub write_protect: bool,
+    /// Whether the page is there and not mapped.
+    pub minor: bool,
     /// Whether it was a write.
     pub write: bool,
 }
@@ -268,6 +280,37 @@ impl Userfaultfd {
         }
     }
 
+    /// Maps pages in that the file of `range` has and that are not mapped, and
+    /// wakes whoever waits for them. Since Linux 5.13.
+    ///
+    /// # Errors
+    /// How far it came, and what the kernel said of the page after that: EEXIST
+    /// if it is mapped, EFAULT if the file has none.
+    pub fn map_cached(&self, range: HvaRange) -> Result<(), MoveError> {
+        let mut done = 0;
+        loop {
+            let rest = abi::uffdio_range {
+                start: (range.start().0 + done) as u64,
+                len: (range.len() - done) as u64,
+            };
+            let mut request = abi::uffdio_continue { range: rest, mode: 0, mapped: 0 };
+            // SAFETY: opcode and structure belong together, as `abi` asserts.
+            let call = unsafe { Updater::<{ abi::UFFDIO_CONTINUE }, _>::new(&mut request) };
+            // SAFETY: the kernel maps what the mapping's file holds there, over
+            // nothing but empty entries, and refuses ranges that this descriptor
+            // does not watch.
+            let result = unsafe { rustix::ioctl::ioctl(&self.fd, call) };
+            let mapped = usize::try_from(request.mapped).unwrap_or(0);
+            done += mapped;
+            match result {
+                Ok(()) => return Ok(()),
+                Err(_) if mapped > 0 && done < range.len() => {}
+                Err(_) if done == range.len() => return Ok(()),
+                Err(errno) => return Err(MoveError { moved: done, errno }),
+            }
+        }
+    }
+
     /// Makes the missing pages of `range` ones whose contents are lost: whoever
     /// touches one, or waits for it, gets SIGBUS; for a vCPU that is
     /// `BUS_MCEERR_AR`. Since Linux 6.6.
@@ -336,6 +379,7 @@ fn parse(message: &[u8]) -> Option<Event> {
     Some(Event {
         address: Hva(address & !0xfff),
         write_protect: flags & u64::from(abi::UFFD_PAGEFAULT_FLAG_WP) != 0,
+        minor: flags & u64::from(abi::UFFD_PAGEFAULT_FLAG_MINOR) != 0,
         write: flags & u64::from(abi::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
     })
 }
@@ -366,7 +410,12 @@ mod tests {
         let event = parse(&message).unwrap();
         assert_eq!(
             event,
-            Event { address: Hva(0x7f00_0000_1000), write_protect: true, write: true }
+            Event {
+                address: Hva(0x7f00_0000_1000),
+                write_protect: true,
+                minor: false,
+                write: true
+            }
         );
         message[0] = 0x15;
         assert_eq!(parse(&message), None);

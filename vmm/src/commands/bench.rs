@@ -79,7 +79,8 @@ enum Subject {
         /// Seeds of traces
         #[arg(long, value_name = "N", default_value_t = 3)]
         runs: usize,
-        /// Replay the trace in this file instead
+        /// Replay the trace in this file instead: touches (--write-traces), or what policy heat saw
+        /// of a guest (neap run --heat-trace)
         #[arg(long, value_name = "FILE")]
         trace: Option<PathBuf>,
         /// Write the traces of the first seed into this folder, and measure nothing

@@ -53,7 +53,7 @@ mod tests {
             "kernel = \"vmlinux\"\ninitrd = \"initrd\"\ncmdline = \"quiet\"\ncpus = 2\n\
              memory = { size = \"2G\", prefault = true }\nefi = true\n\
              policy = \"first-touch\"\ngranule = \"64K\"\ncopy-threads = 2\n\
-             heat-budget = \"500M\"\nheat-period = 50\n\
+             heat-budget = \"500M\"\nheat-period = 50\nheat-cost = 0.5\nheat-trace = \"seen.trace\"\n\
              api-socket = \"vm.sock\"\n\
              numa-distance = [\"0:1=30\"]\nhmat = [\"0:1,read-latency=300,bandwidth=25G\"]\n\
              [[numa]]\nnode = 0\ncpus = \"0-1\"\nmemory = \"2G\"\n\
@@ -71,6 +71,7 @@ mod tests {
         assert_eq!(options.copy_threads, Some(2));
         assert_eq!(options.heat_budget.map(|budget| budget.0), Some(500 << 20));
         assert_eq!(options.heat_period, Some(50));
+        assert_eq!(options.heat_cost.map(|cost| cost.0), Some(50));
         assert_eq!(options.api_socket.unwrap().to_str(), Some("vm.sock"));
         let region = &options.device_memory[0].0;
         assert_eq!((region.pool.unwrap().0, region.kind), (GIB, Kind::Private));

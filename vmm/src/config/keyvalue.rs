@@ -107,6 +107,10 @@ where
             self.visit_str(&number.to_string())
         }
 
+        fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+
         fn visit_bool<E: serde::de::Error>(self, truth: bool) -> Result<T, E> {
             self.visit_str(if truth { "on" } else { "off" })
         }

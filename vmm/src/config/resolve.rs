@@ -46,6 +46,8 @@ pub struct VmConfig {
     pub tiers: Option<TiersConfig>,
     /// Where the socket for requests is made.
     pub api_socket: Option<PathBuf>,
+    /// New file for what policy `heat` sees.
+    pub heat_trace: Option<PathBuf>,
     /// vCPUs and nodes.
     pub topology: Topology,
     /// Whether there is a UEFI memory map.
@@ -182,7 +184,12 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
             policy: options.policy,
             granule: options.granule,
             copy_threads: options.copy_threads,
-            heat: HeatRequest { budget: options.heat_budget, period: options.heat_period },
+            heat: HeatRequest {
+                budget: options.heat_budget,
+                period: options.heat_period,
+                cost: options.heat_cost,
+                trace: options.heat_trace.is_some(),
+            },
             api_socket: options.api_socket.as_deref(),
         },
         &mut warnings,
@@ -219,6 +226,7 @@ pub fn resolve(options: VmOptions, address_bits: u8) -> Result<VmConfig, ConfigE
         regions,
         tiers,
         api_socket: options.api_socket,
+        heat_trace: options.heat_trace,
         topology,
         efi: options.efi,
         exit_stats: options.exit_stats,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::keyvalue::{KeyValues, Keyed, lenient, lenient_option, number, number_option};
 use super::tiers::EngineName;
-use super::units::{Address, Bandwidth, CpuList, Size, Switch};
+use super::units::{Address, Bandwidth, CpuList, Percent, Size, Switch};
 use crate::boot::kernel::Protocol;
 
 /// Options of a virtual machine.
@@ -86,6 +86,15 @@ pub struct VmOptions {
     /// [default: 100]
     #[arg(long, value_name = "MS")]
     pub heat_period: Option<u32>,
+
+    /// Percent of the guest's time that looking at what is used may cost, 0.01 to 10 [default: 1]
+    #[arg(long, value_name = "PERCENT")]
+    #[serde(deserialize_with = "lenient_option")]
+    pub heat_cost: Option<Percent>,
+
+    /// Write what policy heat sees to this new file, for `neap bench heat --trace`
+    #[arg(long, value_name = "FILE")]
+    pub heat_trace: Option<PathBuf>,
 
     /// How much memory moves at once [default: 2M]
     #[arg(long, value_name = "4K|64K|2M")]
@@ -268,6 +277,8 @@ impl VmOptions {
         self.policy = self.policy.or(file.policy);
         self.heat_budget = self.heat_budget.or(file.heat_budget);
         self.heat_period = self.heat_period.or(file.heat_period);
+        self.heat_cost = self.heat_cost.or(file.heat_cost);
+        self.heat_trace = self.heat_trace.or(file.heat_trace);
         self.granule = self.granule.or(file.granule);
         self.copy_threads = self.copy_threads.or(file.copy_threads);
         self.api_socket = self.api_socket.or(file.api_socket);

@@ -121,8 +121,9 @@ pub(super) fn resolve(
         );
         return Err(ConfigError::new("--memory", message));
     }
-    let ram = (request.memory.size, request.memory.backing);
-    let heat = heat::resolve(request.heat, policy, ram, warnings)?;
+    let device = |backing: &Backing| matches!(backing, Backing::Dax(_));
+    let dax = request.regions.iter().map(|region| region.backing).find(device);
+    let heat = heat::resolve(request.heat, policy, dax, warnings)?;
     for (index, region) in request.regions.iter().enumerate() {
         check_region(region, granule).map_err(|message| refuse_region(request, index, message))?;
     }
@@ -148,6 +149,13 @@ pub(super) fn resolve(
         check_engine(request, region).map_err(|message| refuse_region(request, index, message))?;
     }
     check_granule(request, granule)?;
+    if policy == PolicyName::Heat && engine == EngineName::Node {
+        warnings.push(
+            "--policy: heat sees writes only with engine=node: it promotes what is written, and \
+             demotes nothing; engine=move sees reads too"
+                .to_owned(),
+        );
+    }
     let engine_named = request.regions.iter().any(|region| region.engine.is_some());
     Ok(Some(TiersConfig { granule, policy, engine, engine_named, copy_threads, heat }))
 }

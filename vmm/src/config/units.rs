@@ -46,6 +46,27 @@ impl FromStr for Address {
     }
 }
 
+/// A part in hundredths of a percent: `1`, `0.5`, `2.25`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Percent(pub u32);
+
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad =
+            || format!("\"{text}\" is not a percentage with at most two decimals, such as 0.5");
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(part) || part.len() > 2 || whole.len() > 3 {
+            return Err(bad());
+        }
+        let tenths = if part.len() == 1 { 10 } else { 1 };
+        let (whole, part) = (whole.parse::<u32>(), part.parse::<u32>());
+        Ok(Self(whole.map_err(|_| bad())? * 100 + part.map_err(|_| bad())? * tenths))
+    }
+}
+
 /// A bandwidth in MB/s (10^6 bytes a second), the unit of HMAT; given in
 /// bytes a second with decimal suffixes: `25G` is 25000 MB/s.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,6 +168,18 @@ mod tests {
     }
 
     #[test]
+    fn percentages_have_two_decimals_at_most() {
+        for (text, hundredths) in
+            [("1", 100), ("0.5", 50), ("2.25", 225), ("0.01", 1), ("10", 1000)]
+        {
+            assert_eq!(text.parse::<Percent>(), Ok(Percent(hundredths)));
+        }
+        for text in ["", ".", "1.", ".5", "-1", "0.001", "1e2", "1000", "1%"] {
+            assert!(text.parse::<Percent>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn bandwidths_are_decimal() {
         assert_eq!("25G".parse::<Bandwidth>().unwrap().megabytes, 25_000);
         assert!("25".parse::<Bandwidth>().is_err());
@@ -171,6 +204,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in ".*") {
             let _ = text.parse::<Size>();
+            let _ = text.parse::<Percent>();
             let _ = text.parse::<Bandwidth>();
             let _ = text.parse::<CpuList>();
         }

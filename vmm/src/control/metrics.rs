@@ -131,6 +131,8 @@ impl Text {
         }
         let help = "Bytes that policy heat moved.";
         self.one("neap_heat_moved_bytes_total", "counter", help, heat.bytes);
+        let help = "Microseconds of the guest's time that watching is taken to have cost.";
+        self.one("neap_heat_cost_microseconds_total", "counter", help, heat.cost_us);
     }
 
     fn regions(&mut self, tiers: &Tiers) {

@@ -77,6 +77,8 @@ impl Memory for Tiers {
             promoted: heat.promoted,
             demoted: heat.demoted,
             bytes: heat.bytes,
+            trace_failed: heat.trace_failed,
+            cost_us: u64::try_from(heat.cost.as_micros()).unwrap_or(u64::MAX),
         });
         let (vma_budget, vmas) = status.vmas;
         api::Tiers {

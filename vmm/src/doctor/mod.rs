@@ -123,6 +123,7 @@ pub fn examine() -> Report {
     };
     let mut checks = checks::kvm::all(&host, &measured);
     checks.extend(checks::uffd::all());
+    checks.extend(checks::heat::all(&host));
     checks.extend(checks::memory::all(&host));
     checks.extend(checks::numa::all(&host));
     checks.extend(checks::dax::all(&host));
@@ -171,6 +172,8 @@ mod tests {
                 "uffd.minor",
                 "uffd.poison",
                 "pagemap.scan",
+                "heat.reads",
+                "heat.writes",
                 "memory.huge_pages",
                 "memory.thp",
                 "memory.max_map_count",

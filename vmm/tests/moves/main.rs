@@ -30,6 +30,7 @@ mod rig;
 mod seeded;
 mod select;
 mod windows;
+mod written;
 
 use std::process::ExitCode;
 
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         plug::trials(),
         poison::trials(),
         ends::trials(),
+        written::trials(),
     ];
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(1));

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::io::Errno;
 
+use crate::addr::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use crate::engine::memory::Slots;
 use crate::hva::Hva;
 use crate::numa::calls;
@@ -93,6 +94,14 @@ impl Area {
     pub(crate) fn back_all(&self) -> Result<(), Errno> {
         let slots = (self.alias.range().len() / self.alias.slot(0).len()) as u32;
         (0..slots).try_for_each(|index| self.alias.back(index))
+    }
+
+    /// Bytes of a page of it.
+    pub(super) fn page(&self) -> usize {
+        match self.kind {
+            FileKind::Hugetlb => HUGE_PAGE_SIZE as usize,
+            FileKind::Small | FileKind::Dax => PAGE_SIZE as usize,
+        }
     }
 
     /// Whether userfaultfd can watch mappings of it.

@@ -46,6 +46,7 @@ use rustix::io::Errno;
 pub(crate) use self::files::Area;
 use self::files::{FileKind, Spot};
 use self::maps::Maps;
+use super::glance::Glance;
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::losses::Losses;
@@ -53,14 +54,15 @@ use super::memory;
 use super::pace::Pace;
 use super::rows::Row;
 use super::{Engine, Fatal, Step, Verdict, Verifier, outcome_of, runs};
+use crate::addr::PAGE_SIZE;
 use crate::granule::{Granule, PoolId};
-use crate::hva::HvaRange;
+use crate::hva::{Hva, HvaRange};
 use crate::migrate::Outcome;
 use crate::numa::Placement;
 use crate::park::{Park, Stalls};
 use crate::space::{Origin, Space};
 use crate::table::Place;
-use crate::uffd::{Modes, Userfaultfd};
+use crate::uffd::{Features, Modes, Userfaultfd};
 
 /// What an engine moves between.
 #[derive(Debug)]
@@ -85,6 +87,7 @@ pub(crate) struct RemapEngine {
     /// There, if any pool is a device.
     park: Option<Arc<dyn Park>>,
     pace: Pace,
+    glance: Glance,
     losses: Losses,
     hooks: Arc<dyn Hooks>,
     fatal: Fatal,
@@ -112,8 +115,8 @@ impl RemapEngine {
             let range = HvaRange::new(part.hva, part.count as usize * space.bytes());
             uffd.register(range, Modes::WriteProtect)?;
         }
-        let (pace, losses) = (Pace::default(), Losses::default());
-        Ok(Self { uffd, space, homes, pools, placement, park, pace, losses, hooks, fatal })
+        let (pace, losses, glance) = (Pace::default(), Losses::default(), Glance::default());
+        Ok(Self { uffd, space, homes, pools, placement, park, pace, glance, losses, hooks, fatal })
     }
 
     fn guest(&self, granule: Granule) -> HvaRange {
@@ -249,6 +252,40 @@ impl Engine for RemapEngine {
         }
         self.wake(guest);
         Ok(())
+    }
+
+    fn sets_aside(&self) -> bool {
+        let features = self.uffd.opened().features;
+        self.homes.iter().chain(&self.pools).all(|area| match area.kind {
+            FileKind::Small => features.contains(Features::MINOR_SHMEM),
+            FileKind::Hugetlb => features.contains(Features::MINOR_HUGETLB),
+            FileKind::Dax => false,
+        })
+    }
+
+    fn aside_is_mapped(&self) -> bool {
+        true
+    }
+
+    fn set_aside(&self, granule: Granule, place: Place) -> Result<(), Errno> {
+        let huge = self.spot(granule, place).area.kind == FileKind::Hugetlb;
+        self.glance.begin(&self.uffd, granule, self.guest(granule), huge)
+    }
+
+    fn bring_back(&self, granule: Granule, place: Place) {
+        self.glance.end(&self.uffd, granule, self.spot(granule, place).area.page());
+        self.wake(self.guest(granule));
+    }
+
+    fn map_in(&self, page: Hva) {
+        let Some(granule) = self.space.at_hva(page) else { return };
+        // Of hugetlb an event is of a whole page, wherever in it the touch was.
+        let page = match self.spot(granule, Place::Home).area.kind {
+            FileKind::Hugetlb => self.guest(granule),
+            FileKind::Small | FileKind::Dax => HvaRange::new(page, PAGE_SIZE as usize),
+        };
+        Glance::map_in(&self.uffd, page, page.len());
+        self.wake(page);
     }
 
     fn can(&self, step: &Step) -> bool {

@@ -1,8 +1,10 @@
 //! The heat policy, seeing what it sees under a guest.
 
+use std::time::Duration;
+
 use super::{Access, Side};
 use crate::granule::Granule;
-use crate::heat::{HeatPolicy, Moves, Seen, Settings, SettingsError, Touch, Where};
+use crate::heat::{HeatPolicy, Moves, Price, Purse, Seen, Settings, SettingsError, Touch, Where};
 
 /// The policy with the tiers that it plans for.
 #[derive(Clone, Debug)]
@@ -16,10 +18,16 @@ pub struct Heat {
     /// Place in `watched` plus one of each granule; 0: not watched.
     place: Vec<u32>,
     faults: u64,
+    purse: Purse,
 }
 
+/// The guest's time that looks may take in a tick: of a tick of 100 ms, 1 %.
+const PER_TICK: Duration = Duration::from_millis(1);
+const PRICE: Price = Price::BUILD_MACHINE;
+
 impl Heat {
-    /// An empty fast tier of `room` of `granules`.
+    /// An empty fast tier of `room` of `granules`. Looks cost what they cost on
+    /// the build machine, and have the budget that they have under a guest.
     ///
     /// # Errors
     /// Settings that make no sense.
@@ -32,6 +40,7 @@ impl Heat {
             watched: Vec::new(),
             place: vec![0; granules as usize],
             faults: 0,
+            purse: Purse::new(PER_TICK),
         };
         side.watch();
         Ok(side)
@@ -43,7 +52,8 @@ impl Heat {
     }
 
     fn watch(&mut self) {
-        let chosen = self.policy.watch(&mut |_| true);
+        let looks = self.purse.tick(PRICE, self.policy.settings().most());
+        let chosen = self.policy.watch(looks, &mut |_| true);
         self.watched = chosen.into_iter().map(|granule| Seen { granule, touch: None }).collect();
         for (index, seen) in (1u32..).zip(&self.watched) {
             self.place[seen.granule.0 as usize] = index;
@@ -69,6 +79,8 @@ impl Side for Heat {
     fn tick(&mut self) {
         for seen in &self.watched {
             self.place[seen.granule.0 as usize] = 0;
+            let touched = seen.touch.is_some();
+            self.purse.spend(if touched { PRICE.touched } else { PRICE.idle });
         }
         self.policy.observe(&self.watched);
         let fast = &self.fast;

@@ -2,7 +2,8 @@
 //! moves for it, under the heat policy and beside it under others.
 //!
 //! A *trace* is windows of touches, a window is a tick. [`generate`] makes
-//! traces from a seed, [`file`] keeps them. Every side has the same room, the
+//! traces from a seed, [`file`] keeps them; [`sampled`] has what the policy saw
+//! of a guest. Every side has the same room, the
 //! same budget of bytes a tick, and an empty fast tier at the beginning:
 //!
 //! * [`heat`]: the policy as it runs, with what it really gets to see: the time
@@ -24,6 +25,7 @@ pub mod lru;
 pub mod optimum;
 mod order;
 mod random;
+pub mod sampled;
 #[cfg(test)]
 mod tests;
 pub mod tpp;

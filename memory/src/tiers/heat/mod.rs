@@ -5,20 +5,23 @@
 //! It holds its turn ([`Turn`]) for one batch at a time, so that a person's
 //! request waits for a batch at the most.
 
+mod meter;
 mod source;
+mod writes;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+pub(crate) use self::meter::Echo;
 use self::source::{Source, choose};
 use super::core::{Core, lock};
 use super::death::Death;
 use super::movers::{Movers, Turn};
 use super::{HeatConfig, TiersError};
 use crate::granule::{Granule, Kind, PoolId};
-use crate::heat::{HeatPolicy, Moves, Where};
+use crate::heat::{HeatPolicy, Moves, Purse, Seen, Where};
 use crate::migrate::{MigrateRequest, Select, Target};
 use crate::table::{Place, View};
 
@@ -76,12 +79,17 @@ impl HeatThread {
                 "a period of {period:?} is not {from:?} to {to:?}"
             )));
         }
+        if !HeatConfig::COSTS.contains(&config.cost) {
+            let cost = f64::from(config.cost) / 100.0;
+            return Err(TiersError::Heat(format!("a cost of {cost} % is not 0.01 to 10")));
+        }
         let settings = config.settings(core.space.size());
         let policy = HeatPolicy::new(core.space.granules(), settings)
             .map_err(|error| TiersError::Heat(error.to_string()))?;
         let source = choose(core, config.period).map_err(TiersError::Heat)?;
         let orders = Arc::<Orders>::default();
-        let service = Service { movers: Arc::clone(movers), policy, source, config };
+        let purse = Purse::new(config.cost_per_period());
+        let service = Service { movers: Arc::clone(movers), policy, purse, source, config };
         let follows = Arc::clone(&orders);
         let work = move || {
             let _death = Death::of("the heat thread", service.movers.core.fatal);
@@ -114,6 +122,8 @@ impl Drop for HeatThread {
 struct Service {
     movers: Arc<Movers>,
     policy: HeatPolicy,
+    /// The guest's time that looks may still take.
+    purse: Purse,
     source: Box<dyn Source>,
     config: HeatConfig,
 }
@@ -138,8 +148,8 @@ impl Service {
         let mut seen = Vec::new();
         self.source.harvest(&self.movers.turn(), &mut seen);
         let core = Arc::clone(&self.movers.core);
-        let touched = seen.iter().filter(|seen| seen.touch.is_some()).count();
-        core.counters.heat.touched.fetch_add(touched as u64, Relaxed);
+        self.pay(&seen);
+        self.record(&seen);
         self.policy.observe(&seen);
         let moves = self.plan();
         if self.config.moves {
@@ -147,17 +157,48 @@ impl Service {
         }
         let turn = self.movers.turn();
         let source = &mut self.source;
-        let chosen = self.policy.watch(&mut |granule| {
+        let looks = self.purse.tick(source.price(), self.policy.settings().most());
+        let chosen = self.policy.watch(looks, &mut |granule| {
             turn.may(granule) && !core.is_window(granule) && source.may(granule)
         });
         let watched = source.watch(&chosen);
         core.counters.heat.watched.fetch_add(watched, Relaxed);
     }
 
+    /// Writes what was seen to the trace, if there is one.
+    fn record(&self, seen: &[Seen]) {
+        let core = &self.movers.core;
+        let mut recorder = lock(&core.recorder);
+        if let Some(trace) = &mut *recorder
+            && trace.note(seen, &|granule| place(core, granule)).is_err()
+        {
+            core.counters.heat.trace_failed.store(true, Relaxed);
+            *recorder = None;
+        }
+    }
+
+    /// Counts what the looks of the last tick have cost the guest.
+    fn pay(&mut self, seen: &[Seen]) {
+        let price = self.source.price();
+        let counters = &self.movers.core.counters.heat;
+        let touched = seen.iter().filter(|seen| seen.touch.is_some()).count() as u32;
+        let idle = seen.len() as u32 - touched;
+        let cost = price.touched * touched + price.idle * idle;
+        self.purse.spend(cost);
+        counters.touched.fetch_add(touched.into(), Relaxed);
+        counters.cost.fetch_add(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
     fn plan(&mut self) -> Moves {
         let core = &self.movers.core;
         let room = public(core).map(|(_, free)| free).sum();
-        self.policy.plan(&|granule| place(core, granule), room)
+        let reads = self.source.sees_reads();
+        let place = |granule| match place(core, granule) {
+            // It may be read all the time.
+            Where::Fast if !reads => Where::Fixed,
+            place => place,
+        };
+        self.policy.plan(&place, room)
     }
 
     fn carry_out(&mut self, Moves { demote, promote }: &Moves) {

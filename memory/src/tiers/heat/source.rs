@@ -7,21 +7,20 @@
 //!   guest with `UFFDIO_MOVE` into the slot that its page has anyway, without a
 //!   copy; the first touch, read or write, faults, and the fault thread moves
 //!   it back. It sees reads, and when in the tick the touch came.
-//! * With `remap` there is none: write-protection sees writes only, and to have
-//!   a file's pages fault on a read takes `UFFDIO_CONTINUE` and a mapping of
-//!   its own for each watched granule. The policy is refused there.
-//! * With `node` there is none yet: its memory is not watched by userfaultfd.
-//! * `PAGEMAP_SCAN` with `UFFD_FEATURE_WP_ASYNC` is left out: that mode is one of
-//!   the whole userfaultfd, where the `remap` engine needs write-protection that
-//!   blocks; and it sees writes only.
+//!   With the `remap` engine the page stays in its file, and it is the entries
+//!   of the guest's mapping that are dropped: the first touch is a minor fault
+//!   ([`crate::engine`], glance).
+//! * [`Writes`], with `node`, sees writes only, and demotes nothing.
+//! * With /dev/dax there is none.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Turn;
-use crate::engine::EngineName;
+use super::meter::Meter;
+use super::writes::Writes;
 use crate::granule::Granule;
-use crate::heat::{Seen, Touch};
+use crate::heat::{Price, Seen, Touch};
 use crate::table::Place;
 use crate::tiers::core::{Core, Touched, lock};
 
@@ -35,6 +34,15 @@ pub(super) trait Source: Send {
 
     /// Ends the watch, and adds what was seen.
     fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>);
+
+    /// What a look costs the guest.
+    fn price(&self) -> Price;
+
+    /// Whether it sees reads. What one that does not finds unused may be read
+    /// all the time, and is not demoted.
+    fn sees_reads(&self) -> bool {
+        true
+    }
 }
 
 /// The best source that there is for these tiers.
@@ -45,18 +53,21 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
     if core.engine.sets_aside() {
         return Ok(Box::new(Touches::new(Arc::clone(core), period)));
     }
-    Err(format!(
-        "reads of memory that moves by engine {} or {} are not seen: use anonymous memory \
-         (backing=anon or node:N) with engine={}, or another policy",
-        EngineName::Remap,
-        EngineName::Node,
-        EngineName::Move
-    ))
+    if !core.engine.is_watched() {
+        let writes = Writes::new(Arc::clone(core));
+        return writes.map(|writes| -> Box<dyn Source> { Box::new(writes) }).map_err(|error| {
+            format!("writes are not seen with engine=node: {error}: use engine=move")
+        });
+    }
+    Err("reads of this memory are not seen: use anonymous memory (backing=anon or node:N) with \
+         engine=move; or backing=memfd or hugetlb, without /dev/dax, on a kernel that tells of \
+         minor faults (Linux 5.14); or another policy"
+        .to_owned())
 }
 
 /// Granules that were never moved and that are taken under control in a tick,
 /// which makes all of their memory present.
-const ADOPTED: u32 = 16;
+pub(super) const ADOPTED: u32 = 16;
 
 /// Touches of granules that are set aside.
 struct Touches {
@@ -65,6 +76,7 @@ struct Touches {
     watched: Vec<Watched>,
     /// How many may still be adopted in this tick.
     adopt: u32,
+    meter: Meter,
 }
 
 struct Watched {
@@ -75,7 +87,8 @@ struct Watched {
 
 impl Touches {
     fn new(core: Arc<Core>, period: Duration) -> Self {
-        Self { core, period, watched: Vec::new(), adopt: ADOPTED }
+        let meter = Meter::default();
+        Self { core, period, watched: Vec::new(), adopt: ADOPTED, meter }
     }
 
     /// Touches a tick, if the first one came so late.
@@ -103,7 +116,7 @@ impl Source for Touches {
 
     fn watch(&mut self, granules: &[Granule]) -> u64 {
         self.adopt = ADOPTED;
-        let mut watched = 0;
+        let (mut watched, began) = (0, Instant::now());
         for granule in granules {
             let place = self.core.table.get(*granule).place;
             let since = Instant::now();
@@ -112,11 +125,15 @@ impl Source for Touches {
                 watched += 1;
             }
         }
-        watched
+        self.meter.aside(began.elapsed(), watched);
+        // Last: this thread may have the processor that the other waits for.
+        self.meter.ask(&self.core);
+        watched.into()
     }
 
     fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>) {
         let mut later = Vec::new();
+        let (mut back, mut idle) = (Duration::ZERO, 0);
         let watched = std::mem::take(&mut self.watched);
         let untouched = |watched: &Watched| {
             let view = self.core.table.get(watched.granule);
@@ -126,14 +143,20 @@ impl Source for Touches {
         for watched in &watched {
             let Some(view) = untouched(watched) else { continue };
             // False: the fault thread has it in hand.
+            let began = Instant::now();
             if turn.may(watched.granule) && self.core.bring_back(watched.granule, view) {
+                back += began.elapsed();
+                idle += 1;
                 seen.push(Seen { granule: watched.granule, touch: None });
             } else {
                 later.push(watched.granule);
             }
         }
-        for Touched { granule, at, write } in std::mem::take(&mut *lock(&self.core.touched)) {
+        self.meter.back(back, idle);
+        for Touched { granule, at, write, served } in std::mem::take(&mut *lock(&self.core.touched))
+        {
             if let Some(watched) = watched.iter().find(|watched| watched.granule == granule) {
+                self.meter.served(served);
                 let count = self.count(at.saturating_duration_since(watched.since));
                 seen.push(Seen { granule, touch: Some(Touch { count, write }) });
             }
@@ -142,5 +165,9 @@ impl Source for Touches {
         // over, they are brought back then.
         self.watched = watched;
         self.watched.retain(|watched| later.contains(&watched.granule));
+    }
+
+    fn price(&self) -> Price {
+        self.meter.price()
     }
 }

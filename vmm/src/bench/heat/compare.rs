@@ -1,7 +1,7 @@
 //! One trace under all sides.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::{BufRead, BufReader, BufWriter};
 use std::ops::Range;
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use neap_memory::heat::sim::file::{self, Recorded};
 use neap_memory::heat::sim::heat::Heat;
 use neap_memory::heat::sim::lru::Lru;
 use neap_memory::heat::sim::optimum::Optimum;
+use neap_memory::heat::sim::sampled::Sampled;
 use neap_memory::heat::sim::tpp::Tpp;
 use neap_memory::heat::sim::{Replayed, Side, Trace, hot_set, replay};
 
@@ -103,7 +104,7 @@ pub fn table(name: &str, compared: &Compared) -> String {
     text
 }
 
-/// The trace in a file, under all sides. The fast tier has room for its hot
+/// The trace in a file of either kind, under all sides. The fast tier has room for its hot
 /// set, and a hundredth of that may move in a window.
 ///
 /// # Errors
@@ -113,12 +114,22 @@ pub fn recorded(path: &Path) -> Result<Compared, BenchError> {
         BenchError::Unable(format!("--trace {}: {error}", path.display()))
     };
     let file = File::open(path).map_err(|error| failed(&error))?;
-    let mut trace = Recorded::read(&mut BufReader::new(file)).map_err(|error| failed(&error))?;
-    let hot = hot_set(&mut trace, HOT).max(1);
+    let mut file = BufReader::new(file);
+    let (mut trace, windows): (Box<dyn Trace>, usize) =
+        if Sampled::begins(file.fill_buf().map_err(|error| failed(&error))?) {
+            let trace = Sampled::read(&mut file).map_err(|error| failed(&error))?;
+            let windows = trace.windows();
+            (Box::new(trace), windows)
+        } else {
+            let trace = Recorded::read(&mut file).map_err(|error| failed(&error))?;
+            let windows = trace.windows();
+            (Box::new(trace), windows)
+        };
+    let trace = &mut *trace;
+    let hot = hot_set(trace, HOT).max(1);
     let per_window = u64::from(hot).div_ceil(100);
-    let windows = trace.windows();
     let moved = (3 * u64::from(hot) / per_window) as usize;
-    Compared::new(&mut trace, 0, hot, per_window, moved.min(windows / 2)..windows)
+    Compared::new(trace, 0, hot, per_window, moved.min(windows / 2)..windows)
 }
 
 /// Writes the traces of seed 1 into `folder`, a file each.

@@ -3,7 +3,9 @@
 //! One guest goes through its memory all the time, a word a page, so that it
 //! touches every granule that is watched; that is the most that sampling can
 //! cost. Its rate of touches is taken in phases, with and without sampling in
-//! turn. Nothing moves.
+//! turn. Nothing moves. How often it is looked is decided by the price that the
+//! sampler measures itself (`--heat-cost`, 1 % if nobody says otherwise), which
+//! is printed beside what the guest really lost.
 //!
 //! Time in which the vCPU's thread, or the fault thread that it waits for, could
 //! run and did not get a processor is left out (`schedstat` in proc(5)): it is
@@ -13,17 +15,19 @@
 //! both of a turn have the same of it.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use neap_memory::addr::GIB;
-use neap_memory::granule::{GranuleSize, Kind};
+use neap_memory::granule::{GranuleSize, Kind, PoolId};
 use neap_memory::guest::RangeSpec;
+use neap_memory::migrate::{MigrateRequest, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig};
-use neap_memory::{Backing, GuestMemory};
+use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 
 use crate::bare::{Guest, Writer};
 use crate::bench::moving::host::{Interrupts, Places, check_memory};
@@ -39,6 +43,8 @@ pub(super) const NAME: &str = "heat.sampling_cost";
 /// Memory of the guest: so much that as many used granules are due in each tick
 /// as may be watched.
 const SIZE: u64 = 3 * GIB;
+/// Pieces of it that are as large as the pool.
+const PIECES: u64 = 8;
 /// How long the guest is looked at each time.
 const PHASE: Duration = Duration::from_millis(200);
 
@@ -52,8 +58,12 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     let range = window(SIZE)?;
     let spec = RangeSpec { range, backing: Backing::Anon, prefault: true };
     let memory = Arc::new(GuestMemory::new(&[spec])?);
-    let pool =
-        RegionConfig { window: None, pool: SIZE / 8, kind: Kind::Public, backing: Backing::Anon };
+    let pool = RegionConfig {
+        window: None,
+        pool: SIZE / PIECES,
+        kind: Kind::Public,
+        backing: Backing::Anon,
+    };
     let heat = HeatConfig { moves: false, ..HeatConfig::default() };
     let config = TiersConfig {
         policy: PolicyName::Heat,
@@ -62,16 +72,16 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
         ..TiersConfig::new(GranuleSize::M2, fatal)
     };
     let tiers = Tiers::new(&memory, config)?;
+    take_under_control(&tiers, range)?;
     // Dropped before the tiers.
     let mut guest = Guest::new(Arc::clone(&memory), 1)?;
     places.pin(&guest)?;
     guest.load_writer(0, &Writer::over(range))?;
     guest.start()?;
     guest.wait_passes(1, PASS)?;
-    wait_watched(&tiers, &heat)?;
 
     let threads = [Thread::named("bare0")?, Thread::named("fault")?];
-    let mut faults = Vec::new();
+    let (mut faults, mut estimates) = (Vec::new(), Vec::new());
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // One turn more than asked for: the first warms up.
     for turn in 0..=turns {
@@ -82,9 +92,10 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
             tiers.hold_heat(hold);
             // The order is followed at once, but for a tick that it meets.
             thread::sleep(heat.period / 4);
-            let before = tiers.status().counts.heat.touched;
+            let before = tiers.status().counts.heat;
             let rate = rate(&guest, &threads)?;
-            let touched = tiers.status().counts.heat.touched - before;
+            let after = tiers.status().counts.heat;
+            let touched = after.touched - before.touched;
             if hold != (touched == 0) {
                 return Err(BenchError::Unexpected(format!("{touched} touches were sampled")));
             }
@@ -94,6 +105,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
                 } else {
                     with.push(rate);
                     faults.push(touched as f64 / PHASE.div_duration_f64(heat.period));
+                    estimates.push(100.0 * (after.cost - before.cost).div_duration_f64(PHASE));
                 }
             }
         }
@@ -109,7 +121,11 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     let cost = with.pair(&without, |with, without| 1.0 - with / without);
     let cost = cost.ok_or(BenchError::NoRuns(turns))?;
     Ok(vec![Row {
-        quantity: format!("guest's touches at {:.0} faults a tick", samples(faults)?.median()),
+        quantity: format!(
+            "guest's touches at {:.0} faults a tick, by its own price {:.1} %",
+            samples(faults)?.median(),
+            samples(estimates)?.median()
+        ),
         unit: "M/s",
         figure: Figure::median(NAME, "ratio", &cost).at_most(0.01),
         ours: with,
@@ -117,16 +133,23 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     }])
 }
 
-/// Waits until all of memory is under control, so that what is measured is
-/// the watching alone.
-fn wait_watched(tiers: &Tiers, heat: &HeatConfig) -> Result<(), BenchError> {
-    let deadline = Instant::now() + PASS;
-    while tiers.residency().iter().any(|run| run.untouched) {
-        if Instant::now() > deadline {
-            let message = "memory was not taken under control in time";
-            return Err(BenchError::Unexpected(message.into()));
+/// Takes all of memory under control, so that what is measured is the watching
+/// alone: piece by piece it moves to the pool and home again.
+fn take_under_control(tiers: &Tiers, range: GpaRange) -> Result<(), BenchError> {
+    let piece = SIZE / PIECES;
+    for number in 0..PIECES {
+        let part = GpaRange::new(Gpa(range.base().0 + number * piece), piece);
+        let part = part.ok_or_else(|| BenchError::Unexpected("an empty piece".into()))?;
+        for to in [Target::Pool(PoolId(0)), Target::Home] {
+            let select = Select { untouched: true, ..Select::ALL };
+            let request =
+                MigrateRequest { ranges: vec![part], to, select, from_pool: None, limit: None };
+            let moved = tiers.migrate(&request, &mut |_| ControlFlow::Continue(()));
+            moved.map_err(|error| BenchError::Unexpected(error.to_string()))?;
         }
-        thread::sleep(heat.period);
+    }
+    if tiers.residency().iter().any(|run| run.untouched) {
+        return Err(BenchError::Unexpected("memory was not taken under control".into()));
     }
     Ok(())
 }

@@ -87,12 +87,14 @@ fn tiers_rows(tiers: &Tiers) -> Vec<Vec<String>> {
     }
     if let Some(heat) = &tiers.heat {
         let text = format!(
-            "{} watched, {} touched; {} promoted, {} demoted; {}",
+            "{} watched, {} touched; {} promoted, {} demoted; {}; cost the guest {} us{}",
             heat.watched,
             heat.touched,
             heat.promoted,
             heat.demoted,
-            display_size(heat.bytes)
+            display_size(heat.bytes),
+            heat.cost_us,
+            if heat.trace_failed { "; its trace could not be written to the end" } else { "" }
         );
         rows.push(row(["heat", &text]));
     }

@@ -155,6 +155,12 @@ pub struct Heat {
     pub demoted: u64,
     /// Bytes of both.
     pub bytes: u64,
+    /// Microseconds of the guest's time that watching is taken to have cost.
+    #[serde(default)]
+    pub cost_us: u64,
+    /// Whether the trace of it could not be written any more, and ends early.
+    #[serde(default)]
+    pub trace_failed: bool,
 }
 
 /// How long faults took, from the moment in which one was read to the moment

@@ -1,0 +1,109 @@
+//! What looking may cost the guest: a share of its time, paid into a purse tick
+//! by tick, from which every look is paid for at its measured price.
+
+use std::time::Duration;
+
+/// Ticks whose share the purse holds: what was not used in a quiet time may be
+/// used when the load changes, and a full purse is there for the first looks.
+const SAVED: u32 = 100;
+
+/// What a look costs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// A granule that is watched and not touched.
+    pub idle: Duration,
+    /// One that is touched.
+    pub touched: Duration,
+}
+
+impl Price {
+    /// Measured on the build machine (2 processors, a KVM without nested
+    /// paging); where nothing was measured yet.
+    pub const BUILD_MACHINE: Self =
+        Self { idle: Duration::from_micros(24), touched: Duration::from_micros(70) };
+
+    /// Never nothing, so that a division by it is one.
+    fn at_least(self) -> Self {
+        const LEAST: Duration = Duration::from_micros(1);
+        Self { idle: self.idle.max(LEAST), touched: self.touched.max(LEAST) }
+    }
+}
+
+/// Granules that may be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Looks {
+    /// In all.
+    pub watched: u32,
+    /// Of which are expected to be touched.
+    pub touched: u32,
+}
+
+/// The guest's time that may still be used.
+#[derive(Clone, Debug)]
+pub struct Purse {
+    per_tick: Duration,
+    left: Duration,
+}
+
+impl Purse {
+    /// A full purse, that gets `per_tick` each tick.
+    pub fn new(per_tick: Duration) -> Self {
+        Self { per_tick, left: per_tick * SAVED }
+    }
+
+    /// A tick passes: looks that may be had now, no more than `most`.
+    pub fn tick(&mut self, price: Price, most: Looks) -> Looks {
+        self.left = (self.left + self.per_tick).min(self.per_tick * SAVED);
+        let price = price.at_least();
+        // Three quarters are for those that are used, which cost more and of
+        // which less is known; what is left of either stays in the purse.
+        let count = |time: Duration, price: Duration| {
+            u32::try_from(time.as_nanos() / price.as_nanos()).unwrap_or(u32::MAX)
+        };
+        let touched = count(self.left / 4 * 3, price.touched).min(most.touched);
+        let idle = count(self.left / 4, price.idle);
+        Looks { watched: touched.saturating_add(idle).min(most.watched), touched }
+    }
+
+    /// What looks have cost. A debt is forgotten when it is as large as the
+    /// savings could be.
+    pub fn spend(&mut self, cost: Duration) {
+        self.left = self.left.saturating_sub(cost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: Looks = Looks { watched: 64, touched: 24 };
+
+    #[test]
+    fn looks_cost_no_more_than_the_share_in_the_long_run() {
+        let price = Price::BUILD_MACHINE;
+        let per_tick = Duration::from_millis(1);
+        let mut purse = Purse::new(per_tick);
+        let mut spent = Duration::ZERO;
+        let mut last = MOST;
+        for _ in 0..1000 {
+            last = purse.tick(price, MOST);
+            let idle = last.watched - last.touched;
+            let cost = price.touched * last.touched + price.idle * idle;
+            spent += cost;
+            purse.spend(cost);
+        }
+        assert!(spent <= per_tick * (1000 + SAVED), "{spent:?}");
+        assert!(spent >= per_tick * 990, "{spent:?}");
+        assert!(last.touched >= 7 && last.touched < MOST.touched, "{last:?}");
+    }
+
+    #[test]
+    fn a_full_purse_pays_for_the_first_looks_and_nothing_pays_for_none() {
+        let mut purse = Purse::new(Duration::from_millis(1));
+        assert_eq!(purse.tick(Price::BUILD_MACHINE, MOST), MOST);
+        let free = Price { idle: Duration::ZERO, touched: Duration::ZERO };
+        assert_eq!(purse.tick(free, MOST), MOST);
+        let mut none = Purse::new(Duration::ZERO);
+        assert_eq!(none.tick(Price::BUILD_MACHINE, MOST), Looks { watched: 0, touched: 0 });
+    }
+}

@@ -1,0 +1,99 @@
+//! Writes to granules, where reads are not seen: memory that moves by the
+//! `node` engine, which no userfaultfd watches, so that one in asynchronous
+//! mode can ([`WriteWatch`]).
+//!
+//! Nothing that it says of a granule means that nobody reads it. So what it
+//! finds used may be promoted, and nothing is demoted because of it
+//! ([`Source::sees_reads`]).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Turn;
+use super::meter::Meter;
+use super::source::{ADOPTED, Source};
+use crate::granule::Granule;
+use crate::heat::{Price, Seen, Touch};
+use crate::hva::HvaRange;
+use crate::table::Place;
+use crate::tiers::core::Core;
+use crate::uffd::written::{WriteWatch, WrittenError};
+
+/// The source.
+pub(super) struct Writes {
+    core: Arc<Core>,
+    watch: WriteWatch,
+    watched: Vec<Granule>,
+    adopt: u32,
+    meter: Meter,
+}
+
+impl Writes {
+    /// Watches all of guest memory.
+    ///
+    /// # Errors
+    /// A kernel that does not note writes.
+    pub(super) fn new(core: Arc<Core>) -> Result<Self, WrittenError> {
+        let bytes = core.space.bytes();
+        let parts = core.space.parts().iter();
+        let ranges = parts.map(|part| HvaRange::new(part.hva, part.count as usize * bytes));
+        let watch = WriteWatch::new(&[core.uffd.opened().door], ranges)?;
+        Ok(Self { core, watch, watched: Vec::new(), adopt: ADOPTED, meter: Meter::default() })
+    }
+}
+
+impl Source for Writes {
+    fn may(&mut self, granule: Granule) -> bool {
+        let view = self.core.table.get(granule);
+        if view.moving || self.core.damaged.contains(granule) {
+            return false;
+        }
+        if view.place != Place::Untouched {
+            return view.mapped;
+        }
+        if self.adopt == 0 {
+            return false;
+        }
+        self.adopt -= 1;
+        self.core.is_managed(granule)
+    }
+
+    fn watch(&mut self, granules: &[Granule]) -> u64 {
+        self.adopt = ADOPTED;
+        let began = Instant::now();
+        for granule in granules {
+            if let Some(range) = self.core.space.hva_range(*granule, 1)
+                && self.watch.begin(range).is_ok()
+            {
+                self.watched.push(*granule);
+            }
+        }
+        let watched = self.watched.len() as u32;
+        self.meter.aside(began.elapsed(), watched);
+        watched.into()
+    }
+
+    fn harvest(&mut self, _: &Turn<'_>, seen: &mut Vec<Seen>) {
+        let (began, count) = (Instant::now(), self.watched.len() as u32);
+        for granule in self.watched.drain(..) {
+            let Some(range) = self.core.space.hva_range(granule, 1) else { continue };
+            // How often is not seen, only whether.
+            if let Ok(written) = self.watch.is_written(range) {
+                let touch = written.then_some(Touch { count: 1, write: true });
+                seen.push(Seen { granule, touch });
+            }
+        }
+        self.meter.back(began.elapsed(), count);
+    }
+
+    fn price(&self) -> Price {
+        // The fault of a writer is the kernel's alone, and no thread wakes up:
+        // it is taken to cost as much as the look itself.
+        let idle = self.meter.price().idle;
+        Price { idle, touched: (2 * idle).max(Duration::from_micros(1)) }
+    }
+
+    fn sees_reads(&self) -> bool {
+        false
+    }
+}
