@@ -346,8 +346,16 @@ impl Core {
     fn abort(&self, claimed: Claimed) {
         let (granule, mapped) = (claimed.granule, claimed.was_mapped);
         self.table.abort(claimed);
-        // As in `settle`.
-        if !mapped {
+        self.wake_settled(granule, mapped);
+    }
+
+    /// Whoever touched a granule while it was claimed waits for an answer that
+    /// only the fault thread has, which passed over a granule in motion. Of one
+    /// that the guest has mapped that is so where looks leave a watch for minor
+    /// faults behind. Called when the table says that it is settled: what is
+    /// woken earlier may be passed over once more.
+    pub(super) fn wake_settled(&self, granule: Granule, mapped: bool) {
+        if !mapped || self.engine.aside_is_mapped() {
             self.wake(granule);
         }
     }
@@ -410,8 +418,7 @@ impl Core {
             return false;
         }
         self.table.finish(claimed, place, false);
-        // As in `settle`.
-        self.wake(granule);
+        self.wake_settled(granule, false);
         true
     }
 
@@ -425,6 +432,7 @@ impl Core {
         }
         self.engine.bring_back(granule, claimed.from);
         self.table.finish(claimed, view.place, true);
+        self.wake_settled(granule, true);
         true
     }
 
@@ -446,6 +454,7 @@ impl Core {
         let Ok(claimed) = self.table.claim(granule) else { return false };
         if claimed.from == Place::Untouched {
             self.table.finish(claimed, self.space.birthplace(granule), true);
+            self.wake_settled(granule, true);
         } else {
             self.abort(claimed);
         }
@@ -546,11 +555,7 @@ impl Core {
             self.put(to);
             from_mapped
         };
-        // Whoever touched it while it moved waits for an answer that only the
-        // fault thread has, which passed over a granule in motion.
-        if !mapped {
-            self.wake(granule);
-        }
+        self.wake_settled(granule, mapped);
         self.counters.settled(from, to, outcome, self.space.size().bytes());
         outcome
     }
