@@ -410,8 +410,9 @@ impl Core {
         }
         let aside = self.engine.set_aside(granule, place);
         if vmas > 0 {
-            // As soon as its neighbours are watched as well they are one again.
-            lock(&self.budget).landed(vmas);
+            // As soon as its neighbours are watched as well they are one again,
+            // and one that was watched already took none: counting tells.
+            lock(&self.budget).given_up(vmas);
         }
         if aside.is_err() {
             self.abort(claimed);

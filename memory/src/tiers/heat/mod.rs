@@ -7,6 +7,8 @@
 
 mod meter;
 mod source;
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
 mod writes;
 
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,0 +1,42 @@
+use std::sync::Arc;
+
+use crate::addr::{Gpa, GpaRange, MIB};
+use crate::backing::Backing;
+use crate::granule::{Granule, GranuleSize, Kind};
+use crate::guest::{GuestMemory, RangeSpec};
+use crate::table::Place;
+use crate::tiers::core::lock;
+use crate::tiers::{RegionConfig, Tiers, TiersConfig};
+
+fn fatal(message: &str) -> ! {
+    eprintln!("fatal: {message}");
+    std::process::abort()
+}
+
+/// Tiers over 4 MiB that are all there, at rest.
+fn tiers(backing: Backing) -> Tiers {
+    let range = GpaRange::new(Gpa(0), 4 * MIB).unwrap();
+    let memory = GuestMemory::new(&[RangeSpec { range, backing, prefault: true }]).unwrap();
+    let region = RegionConfig { window: None, pool: 4 * MIB, kind: Kind::Public, backing };
+    let config = TiersConfig {
+        ram: backing,
+        regions: vec![region],
+        ..TiersConfig::new(GranuleSize::K4, fatal)
+    };
+    Tiers::new(&Arc::new(memory), config).unwrap()
+}
+
+#[test]
+fn looks_take_no_mappings_for_good() {
+    let tiers = tiers(Backing::Memfd);
+    let core = &tiers.core;
+    let granule = Granule(5);
+    assert!(core.is_managed(granule));
+    let (limit, taken) = lock(&core.budget).numbers();
+    // More than enough for two mappings of each look to reach the limit twice.
+    for look in 0..(limit - taken) * 5 / 4 {
+        assert!(core.set_aside(granule), "look {look}");
+        let view = core.table.get(granule);
+        assert!(view.place == Place::Home && core.bring_back(granule, view), "look {look}");
+    }
+}
