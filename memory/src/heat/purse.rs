@@ -53,8 +53,11 @@ impl Purse {
 
     /// A tick passes: looks that may be had now, no more than `most`.
     pub fn tick(&mut self, price: Price, most: Looks) -> Looks {
-        self.left = (self.left + self.per_tick).min(self.per_tick * SAVED);
         let price = price.at_least();
+        // A look of each sort can be saved for, whatever it costs: only looks
+        // show that they cost less by now.
+        let cap = (self.per_tick * SAVED).max(price.touched * 2).max(price.idle * 4);
+        self.left = (self.left + self.per_tick).min(cap);
         // Three quarters are for those that are used, which cost more and of
         // which less is known; what is left of either stays in the purse.
         let count = |time: Duration, price: Duration| {
@@ -95,6 +98,30 @@ mod tests {
         assert!(spent <= per_tick * (1000 + SAVED), "{spent:?}");
         assert!(spent >= per_tick * 990, "{spent:?}");
         assert!(last.touched >= 7 && last.touched < MOST.touched, "{last:?}");
+    }
+
+    #[test]
+    fn a_look_can_be_saved_for_whatever_it_costs() {
+        let us = Duration::from_micros;
+        // The ends of what can be asked for, and a price after a stall.
+        for per_tick in [us(1), us(100), us(1_000_000)] {
+            for price in [us(76), us(7600), Duration::from_secs(1)] {
+                let price = Price { idle: price / 3, touched: price };
+                let mut purse = Purse::new(per_tick);
+                let (mut spent, mut ticks, mut bought) = (Duration::ZERO, 0, [0, 0]);
+                while ticks < 3_000_000 && bought.contains(&0) {
+                    ticks += 1;
+                    let looks = purse.tick(price, MOST);
+                    let idle = looks.watched - looks.touched;
+                    bought = [bought[0] + looks.touched, bought[1] + idle];
+                    let cost = price.touched * looks.touched + price.idle * idle;
+                    spent += cost;
+                    purse.spend(cost);
+                }
+                assert!(!bought.contains(&0), "{per_tick:?} {price:?} {bought:?}");
+                assert!(spent <= per_tick * (ticks + SAVED), "{per_tick:?} {price:?} {spent:?}");
+            }
+        }
     }
 
     #[test]
