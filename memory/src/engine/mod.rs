@@ -137,8 +137,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     }
 
     /// Serves a touch of a page that is there and was not mapped, of a granule
-    /// that nobody moves meanwhile.
-    fn map_in(&self, _page: Hva) {}
+    /// at `place` that nobody moves meanwhile.
+    fn map_in(&self, _granule: Granule, _place: Place, _page: Hva) {}
 
     /// Takes a granule, mapped at `place` and claimed, from the guest without
     /// moving its contents: from then on a touch of it, also a read, comes as

@@ -466,19 +466,19 @@ impl Core {
     /// is not set aside: the kernel has unmapped it for reasons of its own. False
     /// if the granule is in motion; whoever moves it wakes then.
     pub(crate) fn map_in(&self, granule: Granule, page: Hva) -> bool {
-        match self.table.try_pin(granule) {
-            Ok(()) => {
-                self.engine.map_in(page);
-                self.table.unpin(granule);
-                true
-            }
-            Err(TryPinError::Moving) => false,
+        let pinned = match self.table.try_pin(granule) {
+            Ok(()) => true,
+            Err(TryPinError::Moving) => return false,
             // So many hold it that nobody can move it before all have let go.
-            Err(TryPinError::TooMany) => {
-                self.engine.map_in(page);
-                true
-            }
+            Err(TryPinError::TooMany) => false,
+        };
+        // It goes nowhere now.
+        let place = self.space.actual(granule, self.table.get(granule).place);
+        self.engine.map_in(granule, place, page);
+        if pinned {
+            self.table.unpin(granule);
         }
+        true
     }
 
     /// Gives the frame of a place back to its pool.
