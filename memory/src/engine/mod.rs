@@ -110,6 +110,12 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         true
     }
 
+    /// Whether it has the guest's memory in huge pages where it can, and cannot
+    /// look at them without taking them apart.
+    fn wants_huge_pages(&self) -> bool {
+        false
+    }
+
     /// Whether any page of a granule that nobody moved yet exists.
     fn exists(&self, granule: Granule) -> bool;
 

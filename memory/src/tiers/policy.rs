@@ -2,7 +2,7 @@
 
 use super::Tiers;
 use super::core::lock;
-use super::heat::HeatThread;
+use super::heat::{HeatThread, TAKES_APART, takes_apart};
 use crate::granule::Kind;
 use crate::policy::{self, PolicyName};
 
@@ -21,6 +21,9 @@ pub enum PolicyRefused {
          hugetlb memory on a kernel that tells of minor faults (Linux 5.14)"
     )]
     NotSeen(PolicyName),
+    /// Looking would cost the guest its huge pages.
+    #[error("{0}: {TAKES_APART}: start the guest with engine=move")]
+    TakesApart(PolicyName),
     /// Nowhere to promote to.
     #[error("{0} needs a device region of kind public with a pool")]
     NoPool(PolicyName),
@@ -72,6 +75,7 @@ impl Tiers {
             PolicyName::Heat if self.core.engine.is_watched() && !self.core.engine.sets_aside() => {
                 Err(PolicyRefused::NotSeen(name))
             }
+            PolicyName::Heat if takes_apart(&self.core) => Err(PolicyRefused::TakesApart(name)),
             PolicyName::Heat if !self.core.kinds.contains(&Kind::Public) => {
                 Err(PolicyRefused::NoPool(name))
             }

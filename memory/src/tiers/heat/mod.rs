@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub(crate) use self::meter::Echo;
 use self::source::{Source, choose};
+pub(super) use self::source::{TAKES_APART, takes_apart};
 use super::core::{Core, lock};
 use super::death::Death;
 use super::movers::{Movers, Turn};
