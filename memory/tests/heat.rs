@@ -101,9 +101,9 @@ fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: boo
     fill(&memory, pages);
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let mut trace = File::from(rustix::fs::memfd_create("trace", flags).unwrap());
-    let mut config = config(backing, granule, ram / 4, Kind::Public);
-    config.heat_trace = Some(Arc::new(trace.try_clone().unwrap()));
+    let config = config(backing, granule, ram / 4, Kind::Public);
     let tiers = Tiers::new(&memory, config).unwrap();
+    tiers.record_heat(trace.try_clone().unwrap()).unwrap();
     let hot = range(ram / 2, ram / 8);
     let hot_pages = hot.base().0 / 4096..hot.end().0 / 4096;
     let stop = AtomicBool::new(false);

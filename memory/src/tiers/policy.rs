@@ -1,9 +1,13 @@
 //! The policy of tiers that are at work: which it is, and another.
 
+use std::fs::File;
+use std::io::{self, BufWriter};
+
 use super::Tiers;
 use super::core::lock;
 use super::heat::{HeatThread, TAKES_APART, takes_apart};
 use crate::granule::Kind;
+use crate::heat::sim::sampled::Recorder;
 use crate::policy::{self, PolicyName};
 
 /// Why the policy stays what it is.
@@ -65,6 +69,19 @@ impl Tiers {
     /// The policies that [`Self::set_policy`] takes.
     pub fn policies(&self) -> Vec<PolicyName> {
         PolicyName::ALL.into_iter().filter(|name| self.may_have(*name).is_ok()).collect()
+    }
+
+    /// Writes what policy `heat` sees from now on to `file`, which is empty; see
+    /// [`crate::heat::sim::sampled`].
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn record_heat(&self, file: File) -> io::Result<()> {
+        let (granules, size) = (self.core.space.granules(), self.core.space.size());
+        let recorder =
+            Recorder::new(BufWriter::new(file), granules, size, self.config.heat.period)?;
+        *lock(&self.core.recorder) = Some(recorder);
+        Ok(())
     }
 
     fn may_have(&self, name: PolicyName) -> Result<(), PolicyRefused> {

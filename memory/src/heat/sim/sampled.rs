@@ -278,6 +278,8 @@ impl<W: Write> Recorder<W> {
     ) -> io::Result<Self> {
         let (bytes, period) = (size.bytes(), period.as_micros());
         writeln!(to, "{HEAD}\ngranules {granules} bytes {bytes} period-us {period}")?;
+        // A guest may be shorter than a tick.
+        to.flush()?;
         Ok(Self { to, left: LOOKS_MAX, tick: 0 })
     }
 
