@@ -140,7 +140,11 @@ impl Service {
                 _ if self.movers.core.is_over() => break,
                 Order::End => break,
                 Order::Run => self.tick(),
-                Order::Hold => self.source.harvest(&self.movers.turn(), &mut Vec::new()),
+                Order::Hold => {
+                    let mut seen = Vec::new();
+                    self.source.harvest(&self.movers.turn(), &mut seen);
+                    self.pay(&seen);
+                }
             }
         }
         // Nobody may be there to bring it back later.
