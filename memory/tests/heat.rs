@@ -7,19 +7,22 @@ use std::fs::File;
 use std::io::Seek;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use neap_memory::addr::MIB;
-use neap_memory::granule::{GranuleSize, Kind, PoolId};
+use neap_memory::engine::hooks::{Hooks, Inject, Point};
+use neap_memory::granule::{Granule, GranuleSize, Kind, PoolId};
 use neap_memory::guest::{GuestMemory, RangeSpec};
 use neap_memory::heat::sim::sampled::Sampled;
 use neap_memory::heat::sim::{Trace, hot_set};
-use neap_memory::migrate::{MigrateRequest, Select, Target};
+use neap_memory::migrate::{MigrateRequest, Outcome, Select, Target};
 use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::uffd::Features;
 use neap_memory::{Backing, Gpa, GpaRange};
+use rustix::io::Errno;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -98,9 +101,9 @@ fn read_only_set(backing: Backing, granule: GranuleSize, ram: u64, requests: boo
     fill(&memory, pages);
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let mut trace = File::from(rustix::fs::memfd_create("trace", flags).unwrap());
-    let mut config = config(backing, granule, ram / 4, Kind::Public);
-    config.heat_trace = Some(Arc::new(trace.try_clone().unwrap()));
+    let config = config(backing, granule, ram / 4, Kind::Public);
     let tiers = Tiers::new(&memory, config).unwrap();
+    tiers.record_heat(trace.try_clone().unwrap()).unwrap();
     let hot = range(ram / 2, ram / 8);
     let hot_pages = hot.base().0 / 4096..hot.end().0 / 4096;
     let stop = AtomicBool::new(false);
@@ -235,6 +238,96 @@ fn pinned_and_moved(backing: Backing) {
         assert!(rounds < 100_000);
     }
     eprintln!("{rounds} rounds, {:?}", tiers.status().counts);
+}
+
+/// Unmaps a page of the guest's, as the kernel does that reclaims it.
+fn unmap(memory: &GuestMemory, page: u64) {
+    // SAFETY: guest memory of the test, of a file, which keeps what is in it.
+    let result = unsafe { libc::madvise(word(memory, page).cast(), 4096, libc::MADV_DONTNEED) };
+    assert_eq!(result, 0);
+}
+
+/// Reads a page in a thread of its own.
+fn touch(memory: &Arc<GuestMemory>, page: u64) -> Receiver<u64> {
+    let (found, receiver) = mpsc::channel();
+    let memory = Arc::clone(memory);
+    std::thread::spawn(move || {
+        // SAFETY: guest memory of the test, which the thread has a share of.
+        let value = unsafe { word(&memory, page).read_volatile() };
+        found.send(value)
+    });
+    receiver
+}
+
+/// Waits until policy `heat` has looked at all of memory, and ends it.
+fn look_at_all(tiers: &Tiers, granules: u64) {
+    let since = Instant::now();
+    while tiers.status().counts.heat.watched < 4 * granules {
+        assert!(since.elapsed() < LIMIT, "{:?}", tiers.status());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tiers.set_policy(PolicyName::Static).unwrap();
+}
+
+/// The first move of a granule waits for memory, and gets none.
+#[derive(Debug, Default)]
+struct NoMemory {
+    begun: AtomicBool,
+    go_on: AtomicBool,
+}
+
+impl Hooks for NoMemory {
+    fn at(&self, point: Point, _: Granule) -> Inject {
+        if point != Point::Populate || self.begun.swap(true, Ordering::AcqRel) {
+            return Inject::Nothing;
+        }
+        let since = Instant::now();
+        while !self.go_on.load(Ordering::Acquire) && since.elapsed() < LIMIT {
+            std::thread::yield_now();
+        }
+        Inject::Fail(Errno::NOMEM)
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_move_that_came_to_nothing() {
+    let _alone = alone();
+    let ram = 8 * MIB;
+    let memory = memory(Backing::Memfd, ram);
+    fill(&memory, ram / 4096);
+    let hooks = Arc::<NoMemory>::default();
+    let mut config = config(Backing::Memfd, GranuleSize::M2, ram, Kind::Public);
+    config.heat.moves = false;
+    config.hooks = Arc::clone(&hooks) as Arc<dyn Hooks>;
+    let tiers = Tiers::new(&memory, config).unwrap();
+    look_at_all(&tiers, ram / GranuleSize::M2.bytes());
+    // What the kernel unmaps of a granule that was looked at makes events.
+    unmap(&memory, 7);
+    let request = MigrateRequest {
+        ranges: vec![range(0, GranuleSize::M2.bytes())],
+        to: Target::Pool(PoolId(0)),
+        select: Select::ALL,
+        from_pool: None,
+        limit: None,
+    };
+    std::thread::scope(|scope| {
+        let moving =
+            scope.spawn(|| tiers.migrate(&request, &mut |_| ControlFlow::Continue(())).unwrap());
+        let since = Instant::now();
+        while !hooks.begun.load(Ordering::Acquire) {
+            assert!(since.elapsed() < LIMIT);
+            std::thread::yield_now();
+        }
+        let waited = tiers.status().counts.waited;
+        let found = touch(&memory, 7);
+        while tiers.status().counts.waited == waited {
+            assert!(since.elapsed() < LIMIT);
+            std::thread::yield_now();
+        }
+        hooks.go_on.store(true, Ordering::Release);
+        assert_eq!(moving.join().unwrap().count(Outcome::NoFrame), 1);
+        assert_eq!(found.recv_timeout(LIMIT / 4), Ok(8));
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use neap_tests::Neap;
@@ -120,6 +121,8 @@ fn what_heat_sees_is_recorded_and_replayed() {
     ended.expect_status(143);
     let replayed = Neap::new(["bench", "heat", "--trace"]).args([&trace]).run().expect_status(0);
     assert!(replayed.stdout.contains("  optimum "), "{}", replayed.stdout);
+    let mode = fs::metadata(&trace).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it says what the guest uses");
     // It is not written over.
     let again = folder.run(&format!("{TIERS} --policy heat --heat-trace {}", trace.display()));
     refused(again, &["--heat-trace", "seen.trace", "exists", "new file"]);

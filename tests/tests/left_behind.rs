@@ -66,6 +66,16 @@ fn by_a_run_that_is_refused() {
         ("--device-memory size=4T,backing=hugetlb", "--device-memory"),
         ("--exit-stats /nonexistent/x", "--exit-stats"),
         ("--exit-stats stats.json --initrd /nonexistent/initrd", "--initrd"),
+        (
+            "--policy heat --device-memory size=0,pool=2M --heat-trace seen \
+             --exit-stats /nonexistent/x",
+            "--exit-stats",
+        ),
+        (
+            "--policy heat --device-memory size=0,pool=2M --heat-trace seen \
+             --api-socket /nonexistent/x",
+            "--api-socket",
+        ),
     ] {
         refused(places.run(options), &[part]);
         places.assert_empty();

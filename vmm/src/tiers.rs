@@ -1,12 +1,10 @@
 //! The tiers of a machine, as its options ask for them, on this host.
 
 use std::env;
-use std::fs::{File, OpenOptions};
 use std::sync::Arc;
 
 use neap_memory::GuestMemory;
 use neap_memory::park::Park;
-use neap_memory::policy::PolicyName;
 use neap_memory::tiers::{RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::uffd::abi::Door;
 use neap_memory::uffd::{Features, Userfaultfd};
@@ -100,7 +98,6 @@ pub fn build(
         policy: wanted.policy,
         copy_threads: usize::from(wanted.copy_threads),
         heat: wanted.heat,
-        heat_trace: heat_trace(config, wanted.policy)?,
         ram: config.ram.backing,
         engine: Some(wanted.engine),
         regions: regions.collect(),
@@ -111,17 +108,6 @@ pub fn build(
         ..TiersConfig::new(wanted.granule, die)
     };
     Tiers::new(memory, tiers).map(Some)
-}
-
-/// The file for what policy `heat` sees.
-fn heat_trace(config: &VmConfig, policy: PolicyName) -> Result<Option<Arc<File>>, TiersError> {
-    let Some(path) = config.heat_trace.as_ref().filter(|_| policy == PolicyName::Heat) else {
-        return Ok(None);
-    };
-    let file = OpenOptions::new().write(true).create_new(true).open(path);
-    file.map(|file| Some(Arc::new(file))).map_err(|error| {
-        TiersError::Heat(format!("--heat-trace {}: {error}: give a new file", path.display()))
-    })
 }
 
 /// Ends the process where guest memory cannot be kept whole: nothing is

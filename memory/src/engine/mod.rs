@@ -110,6 +110,12 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         true
     }
 
+    /// Whether it has the guest's memory in huge pages where it can, and cannot
+    /// look at them without taking them apart.
+    fn wants_huge_pages(&self) -> bool {
+        false
+    }
+
     /// Whether any page of a granule that nobody moved yet exists.
     fn exists(&self, granule: Granule) -> bool;
 
@@ -137,8 +143,8 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
     }
 
     /// Serves a touch of a page that is there and was not mapped, of a granule
-    /// that nobody moves meanwhile.
-    fn map_in(&self, _page: Hva) {}
+    /// at `place` that nobody moves meanwhile.
+    fn map_in(&self, _granule: Granule, _place: Place, _page: Hva) {}
 
     /// Takes a granule, mapped at `place` and claimed, from the guest without
     /// moving its contents: from then on a touch of it, also a read, comes as

@@ -210,6 +210,10 @@ impl Engine for NodeEngine {
         false
     }
 
+    fn wants_huge_pages(&self) -> bool {
+        self.huge
+    }
+
     fn adopts(&self) -> bool {
         // A page that came later would come from home.
         true

@@ -43,18 +43,28 @@ pub struct Looks {
 pub struct Purse {
     per_tick: Duration,
     left: Duration,
+    /// What looks cost more than there was; one of both is nothing.
+    debt: Duration,
+    /// Most that is saved, and most that is owed.
+    cap: Duration,
 }
 
 impl Purse {
     /// A full purse, that gets `per_tick` each tick.
     pub fn new(per_tick: Duration) -> Self {
-        Self { per_tick, left: per_tick * SAVED }
+        let cap = per_tick * SAVED;
+        Self { per_tick, left: cap, debt: Duration::ZERO, cap }
     }
 
     /// A tick passes: looks that may be had now, no more than `most`.
     pub fn tick(&mut self, price: Price, most: Looks) -> Looks {
-        self.left = (self.left + self.per_tick).min(self.per_tick * SAVED);
         let price = price.at_least();
+        // A look of each sort can be saved for, whatever it costs: only looks
+        // show that they cost less by now.
+        self.cap = (self.per_tick * SAVED).max(price.touched * 2).max(price.idle * 4);
+        let paid = self.debt.min(self.per_tick);
+        self.debt -= paid;
+        self.left = (self.left + (self.per_tick - paid)).min(self.cap);
         // Three quarters are for those that are used, which cost more and of
         // which less is known; what is left of either stays in the purse.
         let count = |time: Duration, price: Duration| {
@@ -65,10 +75,12 @@ impl Purse {
         Looks { watched: touched.saturating_add(idle).min(most.watched), touched }
     }
 
-    /// What looks have cost. A debt is forgotten when it is as large as the
-    /// savings could be.
+    /// What looks have cost, which may be more than was expected. What a debt is
+    /// larger than the savings could be is forgotten.
     pub fn spend(&mut self, cost: Duration) {
-        self.left = self.left.saturating_sub(cost);
+        let paid = self.left.min(cost);
+        self.left -= paid;
+        self.debt = (self.debt + (cost - paid)).min(self.cap);
     }
 }
 
@@ -95,6 +107,46 @@ mod tests {
         assert!(spent <= per_tick * (1000 + SAVED), "{spent:?}");
         assert!(spent >= per_tick * 990, "{spent:?}");
         assert!(last.touched >= 7 && last.touched < MOST.touched, "{last:?}");
+    }
+
+    #[test]
+    fn looks_that_cost_more_than_expected_are_paid_for_as_well() {
+        let price = Price::BUILD_MACHINE;
+        let per_tick = Duration::from_millis(1);
+        let mut purse = Purse::new(per_tick);
+        let mut spent = Duration::ZERO;
+        for _ in 0..1000 {
+            // All turn out to be touched, and the price has risen.
+            let cost = price.touched * purse.tick(price, MOST).watched * 2;
+            spent += cost;
+            purse.spend(cost);
+        }
+        assert!(spent <= per_tick * (1000 + SAVED) + price.touched * 2 * MOST.watched, "{spent:?}");
+        assert!(spent >= per_tick * 990, "{spent:?}");
+    }
+
+    #[test]
+    fn a_look_can_be_saved_for_whatever_it_costs() {
+        let us = Duration::from_micros;
+        // The ends of what can be asked for, and a price after a stall.
+        for per_tick in [us(1), us(100), us(1_000_000)] {
+            for price in [us(76), us(7600), Duration::from_secs(1)] {
+                let price = Price { idle: price / 3, touched: price };
+                let mut purse = Purse::new(per_tick);
+                let (mut spent, mut ticks, mut bought) = (Duration::ZERO, 0, [0, 0]);
+                while ticks < 3_000_000 && bought.contains(&0) {
+                    ticks += 1;
+                    let looks = purse.tick(price, MOST);
+                    let idle = looks.watched - looks.touched;
+                    bought = [bought[0] + looks.touched, bought[1] + idle];
+                    let cost = price.touched * looks.touched + price.idle * idle;
+                    spent += cost;
+                    purse.spend(cost);
+                }
+                assert!(!bought.contains(&0), "{per_tick:?} {price:?} {bought:?}");
+                assert!(spent <= per_tick * (ticks + SAVED), "{per_tick:?} {price:?} {spent:?}");
+            }
+        }
     }
 
     #[test]

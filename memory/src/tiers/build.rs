@@ -1,7 +1,5 @@
 //! Putting tiers together over the memory of a guest that has not started.
 
-use std::fs::File;
-use std::io::{self, BufWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -29,7 +27,6 @@ use crate::engine::remap::{Area, Areas, RemapEngine};
 use crate::engine::{Engine, EngineName};
 use crate::granule::{Frame, Granule, GranuleSize, Kind, PoolId};
 use crate::guest::GuestMemory;
-use crate::heat::sim::sampled::Recorder;
 use crate::hva::{Hva, HvaRange};
 use crate::migrate::crew::Crew;
 use crate::numa::{Placement, calls, hugepages};
@@ -87,7 +84,6 @@ impl Tiers {
             }
             pools.push(Mutex::new(pool));
         }
-        let recorder = recorder(&config, space.granules())?;
         let core = Arc::new(Core {
             uffd,
             table: GranuleTable::new(space.granules()),
@@ -110,7 +106,7 @@ impl Tiers {
             on_gone: config.on_gone,
             gone: Gone::new(config.regions.len()),
             touched: Mutex::default(),
-            recorder: Mutex::new(recorder),
+            recorder: Mutex::default(),
             echo: Echo::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,
@@ -142,18 +138,6 @@ impl Tiers {
             _memory: memory,
         })
     }
-}
-
-/// What writes the trace of heat, if there is to be one.
-fn recorder(
-    config: &TiersConfig,
-    granules: u32,
-) -> Result<Option<Recorder<BufWriter<File>>>, TiersError> {
-    let failed =
-        |error: io::Error| TiersError::Heat(format!("the trace cannot be written: {error}"));
-    let Some(file) = &config.heat_trace else { return Ok(None) };
-    let file = BufWriter::new(file.try_clone().map_err(failed)?);
-    Recorder::new(file, granules, config.granule, config.heat.period).map(Some).map_err(failed)
 }
 
 /// RAM comes from the nodes of home, also what is in it already.

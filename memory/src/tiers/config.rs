@@ -1,6 +1,5 @@
 //! What tiers are made of, as the builder of a machine gives it.
 
-use std::fs::File;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,8 +117,6 @@ pub struct TiersConfig {
     /// Told of a region whose device was taken from its driver; what was in it is
     /// lost. From whichever thread finds it.
     pub on_gone: fn(RegionGone),
-    /// File for what policy `heat` sees, empty; see [`crate::heat::sim::sampled`].
-    pub heat_trace: Option<Arc<File>>,
     /// Ends the process when guest memory cannot be kept whole: restores the
     /// terminal and exits, without dropping anything.
     pub fatal: fn(&str) -> !,
@@ -144,7 +141,6 @@ impl TiersConfig {
             hooks: Arc::new(NoHooks),
             heat: HeatConfig::default(),
             on_gone: |_| {},
-            heat_trace: None,
             fatal,
         }
     }

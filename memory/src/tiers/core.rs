@@ -346,8 +346,16 @@ impl Core {
     fn abort(&self, claimed: Claimed) {
         let (granule, mapped) = (claimed.granule, claimed.was_mapped);
         self.table.abort(claimed);
-        // As in `settle`.
-        if !mapped {
+        self.wake_settled(granule, mapped);
+    }
+
+    /// Whoever touched a granule while it was claimed waits for an answer that
+    /// only the fault thread has, which passed over a granule in motion. Of one
+    /// that the guest has mapped that is so where looks leave a watch for minor
+    /// faults behind. Called when the table says that it is settled: what is
+    /// woken earlier may be passed over once more.
+    pub(super) fn wake_settled(&self, granule: Granule, mapped: bool) {
+        if !mapped || self.engine.aside_is_mapped() {
             self.wake(granule);
         }
     }
@@ -402,16 +410,16 @@ impl Core {
         }
         let aside = self.engine.set_aside(granule, place);
         if vmas > 0 {
-            // As soon as its neighbours are watched as well they are one again.
-            lock(&self.budget).landed(vmas);
+            // As soon as its neighbours are watched as well they are one again,
+            // and one that was watched already took none: counting tells.
+            lock(&self.budget).given_up(vmas);
         }
         if aside.is_err() {
             self.abort(claimed);
             return false;
         }
         self.table.finish(claimed, place, false);
-        // As in `settle`.
-        self.wake(granule);
+        self.wake_settled(granule, false);
         true
     }
 
@@ -425,6 +433,7 @@ impl Core {
         }
         self.engine.bring_back(granule, claimed.from);
         self.table.finish(claimed, view.place, true);
+        self.wake_settled(granule, true);
         true
     }
 
@@ -446,6 +455,7 @@ impl Core {
         let Ok(claimed) = self.table.claim(granule) else { return false };
         if claimed.from == Place::Untouched {
             self.table.finish(claimed, self.space.birthplace(granule), true);
+            self.wake_settled(granule, true);
         } else {
             self.abort(claimed);
         }
@@ -456,19 +466,19 @@ impl Core {
     /// is not set aside: the kernel has unmapped it for reasons of its own. False
     /// if the granule is in motion; whoever moves it wakes then.
     pub(crate) fn map_in(&self, granule: Granule, page: Hva) -> bool {
-        match self.table.try_pin(granule) {
-            Ok(()) => {
-                self.engine.map_in(page);
-                self.table.unpin(granule);
-                true
-            }
-            Err(TryPinError::Moving) => false,
+        let pinned = match self.table.try_pin(granule) {
+            Ok(()) => true,
+            Err(TryPinError::Moving) => return false,
             // So many hold it that nobody can move it before all have let go.
-            Err(TryPinError::TooMany) => {
-                self.engine.map_in(page);
-                true
-            }
+            Err(TryPinError::TooMany) => false,
+        };
+        // It goes nowhere now.
+        let place = self.space.actual(granule, self.table.get(granule).place);
+        self.engine.map_in(granule, place, page);
+        if pinned {
+            self.table.unpin(granule);
         }
+        true
     }
 
     /// Gives the frame of a place back to its pool.
@@ -546,11 +556,7 @@ impl Core {
             self.put(to);
             from_mapped
         };
-        // Whoever touched it while it moved waits for an answer that only the
-        // fault thread has, which passed over a granule in motion.
-        if !mapped {
-            self.wake(granule);
-        }
+        self.wake_settled(granule, mapped);
         self.counters.settled(from, to, outcome, self.space.size().bytes());
         outcome
     }

@@ -283,6 +283,7 @@ impl Service {
         for place in device.into_iter().chain([Place::Home]) {
             if core.engine.place_first(granule, place).is_ok() {
                 core.table.finish(claimed, place, true);
+                core.wake_settled(granule, true);
                 core.counters.first_touches.fetch_add(1, Ordering::Relaxed);
                 return;
             }

@@ -1,9 +1,13 @@
 //! The policy of tiers that are at work: which it is, and another.
 
+use std::fs::File;
+use std::io::{self, BufWriter};
+
 use super::Tiers;
 use super::core::lock;
-use super::heat::HeatThread;
+use super::heat::{HeatThread, TAKES_APART, takes_apart};
 use crate::granule::Kind;
+use crate::heat::sim::sampled::Recorder;
 use crate::policy::{self, PolicyName};
 
 /// Why the policy stays what it is.
@@ -21,6 +25,9 @@ pub enum PolicyRefused {
          hugetlb memory on a kernel that tells of minor faults (Linux 5.14)"
     )]
     NotSeen(PolicyName),
+    /// Looking would cost the guest its huge pages.
+    #[error("{0}: {TAKES_APART}: start the guest with engine=move")]
+    TakesApart(PolicyName),
     /// Nowhere to promote to.
     #[error("{0} needs a device region of kind public with a pool")]
     NoPool(PolicyName),
@@ -64,6 +71,19 @@ impl Tiers {
         PolicyName::ALL.into_iter().filter(|name| self.may_have(*name).is_ok()).collect()
     }
 
+    /// Writes what policy `heat` sees from now on to `file`, which is empty; see
+    /// [`crate::heat::sim::sampled`].
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn record_heat(&self, file: File) -> io::Result<()> {
+        let (granules, size) = (self.core.space.granules(), self.core.space.size());
+        let recorder =
+            Recorder::new(BufWriter::new(file), granules, size, self.config.heat.period)?;
+        *lock(&self.core.recorder) = Some(recorder);
+        Ok(())
+    }
+
     fn may_have(&self, name: PolicyName) -> Result<(), PolicyRefused> {
         match name {
             PolicyName::FirstTouch if !self.core.watches_first_touch => {
@@ -72,6 +92,7 @@ impl Tiers {
             PolicyName::Heat if self.core.engine.is_watched() && !self.core.engine.sets_aside() => {
                 Err(PolicyRefused::NotSeen(name))
             }
+            PolicyName::Heat if takes_apart(&self.core) => Err(PolicyRefused::TakesApart(name)),
             PolicyName::Heat if !self.core.kinds.contains(&Kind::Public) => {
                 Err(PolicyRefused::NoPool(name))
             }

@@ -1,7 +1,8 @@
 //! `neap run`: runs one guest.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use neap_memory::addr::{GIB, display_size};
 use neap_memory::numa::{hugepages, nodes};
+use neap_memory::policy::PolicyName;
 use neap_memory::{GpaRange, backing, dax};
 use serde_json::json;
 
@@ -91,8 +93,14 @@ pub fn execute(args: RunArgs) -> Outcome {
     let built = builder::build(&config, Box::new(output)).map_err(build_failure)?;
     // After everything that refuses the options: a refusal is one line and
     // leaves no file.
-    let stats = config.exit_stats.as_deref().map(create_stats).transpose()?;
     let socket = config.api_socket.as_deref().map(make_socket).transpose()?;
+    let trace = config
+        .heat_trace
+        .as_deref()
+        .filter(|_| config.tiers.as_ref().is_some_and(|tiers| tiers.policy == PolicyName::Heat));
+    trace.map(|path| record_heat(path, &built.machine)).transpose()?;
+    let stats = config.exit_stats.as_deref().map(create_stats).transpose();
+    let stats = stats.inspect_err(|_| trace.into_iter().for_each(remove))?;
     for warning in &config.warnings {
         tell(format_args!("warning: {warning}"));
     }
@@ -202,6 +210,27 @@ fn warn_if_slow(reporter: Reporter, raw: bool) {
 /// early.
 fn create_stats(path: &Path) -> Result<File, Failure> {
     File::create(path).map_err(|e| Failure::usage(format!("--exit-stats: {}: {e}", path.display())))
+}
+
+/// Has what policy `heat` sees written to a new file, for its owner alone: it
+/// says what the guest uses.
+fn record_heat(path: &Path, machine: &Machine) -> Result<(), Failure> {
+    let Some(tiers) = machine.tiers() else { return Ok(()) };
+    let failed = |error: io::Error, what| {
+        Failure::usage(format!("--heat-trace {}: {error}{what}", path.display()))
+    };
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = file.map_err(|error| failed(error, ": give a new file"))?;
+    tiers.record_heat(file).map_err(|error| {
+        remove(path);
+        failed(error, "")
+    })
+}
+
+/// Removes a file that this run has made and that is of no use.
+fn remove(path: &Path) {
+    // It may be gone, which is what is wanted.
+    let _ = fs::remove_file(path);
 }
 
 fn write_stats(file: File, machine: &Machine) -> io::Result<()> {

@@ -24,6 +24,7 @@ mod limits;
 mod ping_pong;
 mod plug;
 mod poison;
+mod reclaimed;
 mod refusals;
 mod requests;
 mod rig;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         windows::trials(),
         first_touch::trials(),
         heat::trials(),
+        reclaimed::trials(),
         accounts::trials(),
         budget::trials(),
         limits::trials(),

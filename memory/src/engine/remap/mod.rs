@@ -277,10 +277,10 @@ impl Engine for RemapEngine {
         self.wake(self.guest(granule));
     }
 
-    fn map_in(&self, page: Hva) {
-        let Some(granule) = self.space.at_hva(page) else { return };
+    fn map_in(&self, granule: Granule, place: Place, page: Hva) {
         // Of hugetlb an event is of a whole page, wherever in it the touch was.
-        let page = match self.spot(granule, Place::Home).area.kind {
+        // Home and a region may have pages of different sizes.
+        let page = match self.spot(granule, place).area.kind {
             FileKind::Hugetlb => self.guest(granule),
             FileKind::Small | FileKind::Dax => HvaRange::new(page, PAGE_SIZE as usize),
         };

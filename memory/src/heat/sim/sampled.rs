@@ -11,14 +11,17 @@
 //! After the two lines of the head each line is a look: the tick, which never
 //! falls; the granule; about how often it was touched in that tick; `r`, `w`,
 //! or `-` if it was not; and the tier that it was in, `fast`, `slow` or `fixed`.
-//! A last line `full` says that the file has as many looks as one may
-//! ([`LOOKS_MAX`]) and that there were more.
+//! A last line `full` says that the file has as many looks or ticks as one may
+//! ([`LOOKS_MAX`], [`TICKS_MAX`]) and that there were more. A last line without
+//! an end, as a full disk leaves it, does not count.
 //!
 //! A tick is a window of the trace, from the first that the file has. Only few
 //! granules are looked at in each: a granule is taken to be touched as often as
 //! when it was last looked at until it is looked at again. A window has
-//! [`WINDOW`] touches at the most; more are scaled down, and none to less than
-//! one. So what is replayed is a likely load, and not the guest's.
+//! [`WINDOW`] touches at the most, and all together [`TOUCHES_MAX`]; more are
+//! scaled down, and none to less than one. So what is replayed is a likely load,
+//! and not the guest's. Of memory of more than [`REPLAYED_MAX`] granules those
+//! that were never looked at are left out.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,6 +46,10 @@ pub const LOOKS_MAX: u64 = 1 << 24;
 pub const TICKS_MAX: u64 = 1 << 22;
 /// Most touches in a window.
 pub const WINDOW: u64 = 50_000;
+/// Most touches in all: minutes of replaying.
+pub const TOUCHES_MAX: u64 = 1 << 32;
+/// Most granules of memory that is replayed; as many as there may be looks.
+pub const REPLAYED_MAX: u32 = 1 << 24;
 /// Longest line.
 const LINE: u64 = 128;
 
@@ -76,6 +83,8 @@ struct Look {
 pub struct Sampled {
     granules: u32,
     looks: Vec<Look>,
+    /// Most touches in a window, but one for each granule.
+    most: u64,
     /// Where the replay is.
     at: usize,
     tick: u32,
@@ -131,13 +140,54 @@ impl Sampled {
         if looks.is_empty() {
             return Err(lines.wrong("there is no look in it".to_owned()));
         }
-        Ok(Self { granules, looks, at: 0, tick: 0, rates: BTreeMap::new() })
+        let granules = renumber(granules, &mut looks);
+        let used = used(granules, &looks);
+        if used > TOUCHES_MAX {
+            return Err(lines.wrong(format!(
+                "replaying it takes {used} touches and more, and {TOUCHES_MAX} are the most: \
+                 give fewer of its lines"
+            )));
+        }
+        let windows = looks.last().map_or(1, |look| u64::from(look.tick) + 1);
+        let most = WINDOW.min(TOUCHES_MAX / windows);
+        Ok(Self { granules, looks, most, at: 0, tick: 0, rates: BTreeMap::new() })
     }
 
     /// Windows.
     pub fn windows(&self) -> usize {
         self.looks.last().map_or(0, |look| look.tick as usize + 1)
     }
+}
+
+/// Gives the granules of memory that is too large to be replayed numbers without
+/// gaps, in the same order. Says how many granules there are then.
+fn renumber(granules: u32, looks: &mut [Look]) -> u32 {
+    if granules <= REPLAYED_MAX {
+        return granules;
+    }
+    let mut known: Vec<u32> = looks.iter().map(|look| look.granule).collect();
+    known.sort_unstable();
+    known.dedup();
+    for look in looks {
+        // No more than there are looks.
+        look.granule = known.partition_point(|known| *known < look.granule) as u32;
+    }
+    REPLAYED_MAX
+}
+
+/// Granules in use, of each window, all together.
+fn used(granules: u32, looks: &[Look]) -> u64 {
+    let mut in_use = vec![false; granules as usize];
+    let (mut now, mut all, mut tick) = (0, 0u64, 0);
+    for look in looks {
+        // At the most REPLAYED_MAX times TICKS_MAX.
+        all += now * u64::from(look.tick - tick);
+        tick = look.tick;
+        let Some(before) = in_use.get_mut(look.granule as usize) else { continue };
+        now = now - u64::from(*before) + u64::from(look.touches > 0);
+        *before = look.touches > 0;
+    }
+    all + now
 }
 
 struct Lines<'a> {
@@ -155,7 +205,11 @@ impl Lines<'_> {
         if bytes.is_empty() {
             return Ok(None);
         }
+        let whole = bytes.len() as u64 == LINE;
         if bytes.pop() != Some(b'\n') {
+            if !whole {
+                return Ok(None);
+            }
             return Err(self.wrong(format!("it has no end within {LINE} bytes")));
         }
         match String::from_utf8(bytes) {
@@ -235,8 +289,8 @@ impl Trace for Sampled {
             }
         }
         let total: u64 = self.rates.values().map(|(rate, _)| u64::from(*rate)).sum();
-        let scale = |rate: u32| match total > WINDOW {
-            true => (u64::from(rate) * WINDOW / total).max(1),
+        let scale = |rate: u32| match total > self.most {
+            true => (u64::from(rate) * self.most / total).max(1),
             false => rate.into(),
         };
         for (granule, (rate, write)) in &self.rates {
@@ -257,6 +311,8 @@ pub struct Recorder<W: Write> {
     to: W,
     left: u64,
     tick: u64,
+    /// Tick of the first look.
+    first: Option<u64>,
 }
 
 impl<W: Write> fmt::Debug for Recorder<W> {
@@ -278,7 +334,9 @@ impl<W: Write> Recorder<W> {
     ) -> io::Result<Self> {
         let (bytes, period) = (size.bytes(), period.as_micros());
         writeln!(to, "{HEAD}\ngranules {granules} bytes {bytes} period-us {period}")?;
-        Ok(Self { to, left: LOOKS_MAX, tick: 0 })
+        // A guest may be shorter than a tick.
+        to.flush()?;
+        Ok(Self { to, left: LOOKS_MAX, tick: 0, first: None })
     }
 
     /// Notes what was seen in the next tick. What does not fit any more is left
@@ -291,6 +349,11 @@ impl<W: Write> Recorder<W> {
         self.tick += 1;
         for Seen { granule, touch } in seen {
             if self.left == 0 {
+                break;
+            }
+            if tick - *self.first.get_or_insert(tick) >= TICKS_MAX {
+                self.left = 0;
+                writeln!(self.to, "{FULL}")?;
                 break;
             }
             self.left -= 1;
@@ -385,7 +448,44 @@ mod tests {
             assert_eq!(*found, line, "{text:?}: {error}");
         }
         assert!(read(&format!("{GOOD}1 7 1 r slow\nfull\n")).is_ok());
+        // A disk was full.
+        for torn in ["1", "1 7 1 r sl", "fu"] {
+            assert_eq!(read(&format!("{GOOD}1 7 1 r slow\n{torn}")).unwrap().looks.len(), 1);
+        }
         assert!(Sampled::read(&mut &b"\xff\xfe\n"[..]).is_err());
+    }
+
+    #[test]
+    fn what_runs_for_weeks_can_be_read() {
+        let mut file = Vec::new();
+        let period = std::time::Duration::from_millis(10);
+        let mut recorder = Recorder::new(&mut file, 8, GranuleSize::M2, period).unwrap();
+        let look = [Seen { granule: Granule(1), touch: Some(Touch { count: 1, write: false }) }];
+        recorder.note(&[], &|_| Where::Slow).unwrap();
+        recorder.note(&look, &|_| Where::Slow).unwrap();
+        for tick in [TICKS_MAX, TICKS_MAX + 1, TICKS_MAX + 2] {
+            recorder.tick = tick;
+            recorder.note(&look, &|_| Where::Slow).unwrap();
+        }
+        let text = String::from_utf8(file).unwrap();
+        assert!(text.ends_with(&format!("\n{TICKS_MAX} 1 1 r slow\nfull\n")), "{text}");
+        assert_eq!(read(&text).unwrap().windows() as u64, TICKS_MAX);
+    }
+
+    #[test]
+    fn a_short_file_takes_no_more_than_a_long_one_may() {
+        let head = "neap-heat-trace 1\ngranules 1073741824 bytes 4096 period-us 100000\n";
+        let trace = read(&format!("{head}0 1000000000 1 r slow\n0 7 2 r slow\n")).unwrap();
+        let granules: Vec<u32> = trace.looks.iter().map(|look| look.granule).collect();
+        assert_eq!((trace.granules(), granules), (REPLAYED_MAX, vec![1, 0]));
+        let last = TICKS_MAX - 1;
+        let mut trace = read(&format!("{GOOD}0 1 4000000000 r slow\n{last} 1 0 - slow\n")).unwrap();
+        let mut window = Vec::new();
+        assert!(trace.next(&mut window));
+        assert!(window.len() as u64 * TICKS_MAX <= TOUCHES_MAX, "{}", window.len());
+        let many: String = (0..2000).map(|granule| format!("0 {granule} 1 r slow\n")).collect();
+        let error = read(&format!("{head}{many}{last} 1 0 - slow\n")).unwrap_err();
+        assert!(error.to_string().contains("fewer of its lines"), "{error}");
     }
 
     proptest::proptest! {

@@ -51,7 +51,15 @@ impl Average {
     /// The share of a new measurement is one of so many.
     const MEMORY: u32 = 8;
 
+    /// A measurement counts as so many averages at the most: one that took
+    /// longer is of a thread that was stopped meanwhile, or the next ones are
+    /// as long and raise the average.
+    const MOST: u32 = 16;
+
     fn add(&mut self, measured: Duration) {
+        const LEAST: Duration = Duration::from_micros(1);
+        let before = self.or(Price::BUILD_MACHINE.idle / 2).max(LEAST);
+        let measured = measured.min(before * Self::MOST);
         self.0 = Some(match self.0 {
             None => measured,
             Some(average) => (average * (Self::MEMORY - 1) + measured) / Self::MEMORY,
@@ -120,6 +128,20 @@ mod tests {
         meter.aside(us(40), 0);
         meter.woken.add(us(7 + 80));
         assert_eq!(meter.price(), Price { idle: us(16), touched: us(54 + 40) });
+    }
+
+    #[test]
+    fn a_stall_does_not_make_looks_dear_and_a_slow_machine_does() {
+        let us = Duration::from_micros;
+        let mut meter = Meter::default();
+        meter.aside(Duration::from_secs(20), 1);
+        meter.back(us(12), 1);
+        meter.back(Duration::from_secs(20), 1);
+        assert!(meter.price().idle < us(400), "{:?}", meter.price());
+        for _ in 0..50 {
+            meter.served(us(5000));
+        }
+        assert!(meter.price().touched > us(9000), "{:?}", meter.price());
     }
 
     #[test]

@@ -7,6 +7,8 @@
 
 mod meter;
 mod source;
+#[cfg(all(test, not(feature = "loom")))]
+mod tests;
 mod writes;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 pub(crate) use self::meter::Echo;
 use self::source::{Source, choose};
+pub(super) use self::source::{TAKES_APART, takes_apart};
 use super::core::{Core, lock};
 use super::death::Death;
 use super::movers::{Movers, Turn};
@@ -137,7 +140,11 @@ impl Service {
                 _ if self.movers.core.is_over() => break,
                 Order::End => break,
                 Order::Run => self.tick(),
-                Order::Hold => self.source.harvest(&self.movers.turn(), &mut Vec::new()),
+                Order::Hold => {
+                    let mut seen = Vec::new();
+                    self.source.harvest(&self.movers.turn(), &mut seen);
+                    self.pay(&seen);
+                }
             }
         }
         // Nobody may be there to bring it back later.

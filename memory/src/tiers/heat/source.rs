@@ -10,9 +10,13 @@
 //!   With the `remap` engine the page stays in its file, and it is the entries
 //!   of the guest's mapping that are dropped: the first touch is a minor fault
 //!   ([`crate::engine`], glance).
-//! * [`Writes`], with `node`, sees writes only, and demotes nothing.
+//! * [`Writes`], with `node`, sees writes only, and demotes nothing. It is for
+//!   small pages: the first write to a huge page that is write-protected takes
+//!   its mapping apart for good (`wp_huge_pmd` in mm/memory.c), and huge pages
+//!   are to stay huge.
 //! * With /dev/dax there is none.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +58,9 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
         return Ok(Box::new(Touches::new(Arc::clone(core), period)));
     }
     if !core.engine.is_watched() {
+        if takes_apart(core) {
+            return Err(format!("{TAKES_APART}: use engine=move"));
+        }
         let writes = Writes::new(Arc::clone(core));
         return writes.map(|writes| -> Box<dyn Source> { Box::new(writes) }).map_err(|error| {
             format!("writes are not seen with engine=node: {error}: use engine=move")
@@ -63,6 +70,17 @@ pub(super) fn choose(core: &Arc<Core>, period: Duration) -> Result<Box<dyn Sourc
          engine=move; or backing=memfd or hugetlb, without /dev/dax, on a kernel that tells of \
          minor faults (Linux 5.14); or another policy"
         .to_owned())
+}
+
+/// Why [`takes_apart`] speaks against looking.
+pub(in crate::tiers) const TAKES_APART: &str =
+    "with engine=node looks would take the guest's huge pages apart";
+
+/// Whether the only source that there is would take huge pages apart.
+pub(in crate::tiers) fn takes_apart(core: &Core) -> bool {
+    const FILE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let never = || fs::read_to_string(FILE).is_ok_and(|text| text.contains("[never]"));
+    !core.engine.is_watched() && core.engine.wants_huge_pages() && !never()
 }
 
 /// Granules that were never moved and that are taken under control in a tick,

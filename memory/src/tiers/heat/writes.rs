@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::Turn;
 use super::meter::Meter;
 use super::source::{ADOPTED, Source};
+use crate::engine::memory;
 use crate::granule::Granule;
 use crate::heat::{Price, Seen, Touch};
 use crate::hva::HvaRange;
@@ -40,12 +41,19 @@ impl Writes {
         let watch = WriteWatch::new(&[core.uffd.opened().door], ranges)?;
         Ok(Self { core, watch, watched: Vec::new(), adopt: ADOPTED, meter: Meter::default() })
     }
+
+    /// Whether any of it is a huge page, which stays one: some may have been
+    /// there before the host's were turned off.
+    fn is_huge(&self, granule: Granule) -> bool {
+        let range = self.core.space.hva_range(granule, 1);
+        range.is_some_and(|range| memory::present(range).is_ok_and(|found| found.huge > 0))
+    }
 }
 
 impl Source for Writes {
     fn may(&mut self, granule: Granule) -> bool {
         let view = self.core.table.get(granule);
-        if view.moving || self.core.damaged.contains(granule) {
+        if self.is_huge(granule) || view.moving || self.core.damaged.contains(granule) {
             return false;
         }
         if view.place != Place::Untouched {

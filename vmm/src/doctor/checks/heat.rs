@@ -53,8 +53,8 @@ fn writes(features: Features, scan: bool) -> Check {
         return Check::ok(
             WRITES,
             "write-protection that notes (WP_ASYNC) and PAGEMAP_SCAN",
-            "with engine=node, whose reads nobody sees, --policy heat promotes what is written \
-             and demotes nothing",
+            "with engine=node, whose reads nobody sees, and transparent huge pages off, which \
+             looks would take apart, --policy heat promotes what is written and demotes nothing",
         );
     }
     Check::missing(
