@@ -185,11 +185,21 @@ impl Running {
         };
         let took = self.began.elapsed();
         let text = |stream: Option<Stream>| stream.map_or_else(String::new, Stream::whole);
-        let (stdout, stderr) = (text(self.stdout), text(self.stderr));
+        let (stdout, stderr) = (text(self.stdout.take()), text(self.stderr.take()));
         let Some(status) = status else {
             panic!("not over after {:?}\nstdout:\n{stdout}\nstderr:\n{stderr}", self.deadline);
         };
         Ended { status: status.code(), stdout, stderr, took }
+    }
+}
+
+impl Drop for Running {
+    /// A test that panics leaves nothing at work behind.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 
