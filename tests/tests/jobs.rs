@@ -109,8 +109,10 @@ fn what_heat_sees_is_recorded_and_replayed() {
     );
     let machine = Machine::start_in(folder, &options);
     let end = Instant::now() + LIMIT;
-    // The guest has one granule that it uses all the time.
-    while !fs::read_to_string(&trace).unwrap().contains(" w ") {
+    // The guest has one granule that it uses all the time. What it runs is in
+    // there too, so that its first touch in a tick is seldom a write.
+    let touched = |text: String| text.contains(" r ") || text.contains(" w ");
+    while !touched(fs::read_to_string(&trace).unwrap()) {
         assert!(Instant::now() < end, "{:?}", machine.tells("status"));
     }
     assert_eq!(machine.json("status")["tiers"]["heat"]["trace-failed"], false);
