@@ -106,9 +106,13 @@ impl Pace {
         stalls.longest_beside_copy_nanos = stalls.longest_beside_copy_nanos.max(each);
     }
 
-    /// Notes that a vCPU did not park in time.
-    pub(crate) fn given_up(&self) {
-        self.state().stalls.given_up += 1;
+    /// Notes that a vCPU did not park in time, for which the others were `held`.
+    pub(crate) fn given_up(&self, held: Duration) {
+        let held = nanos(held);
+        let stalls = &mut self.state().stalls;
+        stalls.given_up += 1;
+        stalls.nanos += held;
+        stalls.longest_nanos = stalls.longest_nanos.max(held);
     }
 
     /// All of them.
@@ -145,6 +149,11 @@ mod tests {
         assert_eq!(pace.next(), 3);
         let stalls = pace.stalls();
         assert_eq!((stalls.batches, stalls.longest_nanos), (102, 20_000_000));
+        // A hold that came to nothing has held vCPUs up all the same.
+        pace.given_up(Duration::from_millis(30));
+        let stalls = pace.stalls();
+        assert_eq!((stalls.batches, stalls.given_up), (102, 1));
+        assert_eq!(stalls.longest_nanos, 30_000_000);
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! The way out of frames that nobody can watch, a /dev/dax's: every vCPU is
 //! parked for a batch that is short enough ([`pace`](crate::engine::pace)).
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::RemapEngine;
-use crate::engine::pace::{self, Batch};
+use crate::engine::pace::{self, Batch, Turn};
 use crate::engine::{Step, memory};
 use crate::migrate::Outcome;
 use crate::park::Parked;
@@ -33,18 +32,21 @@ impl RemapEngine {
         }
     }
 
-    /// Parks vCPUs, and says since when they were asked to. One may wait for a
-    /// processor, or for somebody else's move: then all go on for a while.
-    fn hold_off(&self) -> Option<(Instant, Box<dyn Parked>)> {
+    /// Parks vCPUs when it is this thread's turn, and says since when they were
+    /// asked to. One may wait for a processor, or for somebody else's move: then
+    /// all go on, for as long as they were held up.
+    fn hold_off(&self) -> Option<(Turn<'_>, Instant, Box<dyn Parked>)> {
         const TRIES: u32 = 4;
         let park = self.park.as_ref()?;
         for _ in 0..TRIES {
+            let turn = self.pace.turn();
             let since = Instant::now();
             if let Some(parked) = park.park(pace::LIMIT) {
-                return Some((since, parked));
+                return Some((turn, since, parked));
             }
-            self.pace.given_up();
-            thread::yield_now();
+            let held = since.elapsed();
+            turn.over(held);
+            self.pace.given_up(held);
         }
         None
     }
@@ -58,8 +60,7 @@ impl RemapEngine {
             let _ = memory::map_in(from.area.alias.slot(from.index));
             let _ = memory::map_in(to.area.alias.slot(to.index));
         }
-        let turn = self.pace.turn();
-        let Some((since, parked)) = self.hold_off() else {
+        let Some((turn, since, parked)) = self.hold_off() else {
             let open = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Moved);
             open.for_each(|outcome| *outcome = Outcome::Busy);
             return false;
