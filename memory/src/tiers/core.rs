@@ -1,11 +1,12 @@
-//! What all threads of the tiers share, and how one granule is claimed and
-//! settled.
+//! What all threads of the tiers share, and how granules that were claimed
+//! (`claims`) are moved and settled.
 //!
 //! Lock order: the adoption lock, then a pool's, then the budget's or the
 //! room's. The fault thread takes all but the first, and whoever holds them
 //! touches no guest memory: a pool's for a few memory accesses, the budget's
-//! also for a read of /proc/self/maps, the room's for one of the cgroups'. The adoption lock is held while memory that nobody watches
-//! yet is made present, which no fault thread is needed for.
+//! also for a read of /proc/self/maps, the room's for one of the cgroups'. The
+//! adoption lock is held while memory that nobody watches yet is made present,
+//! which no fault thread is needed for.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -14,8 +15,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::budget::VmaBudget;
 use super::counters::Counters;
 use super::failure::{Damaged, Listener, Met};
@@ -23,21 +22,15 @@ use super::gone::{Gone, RegionGone};
 use super::heat::Echo;
 use super::room::Room;
 use crate::engine::hurry::{Hurry, Waiters};
-use crate::engine::{Engine, Fatal, Step, memory};
+use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
 use crate::heat::sim::sampled::Recorder;
-use crate::hva::Hva;
-use crate::migrate::reserve::Reserve;
-use crate::migrate::{MigrateRequest, Outcome, Target};
+use crate::migrate::Outcome;
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
-use crate::table::{ClaimError, Claimed, GranuleTable, Place, TryPinError, View};
+use crate::table::{Claimed, GranuleTable, Place, View};
 use crate::uffd::{Event, Userfaultfd};
-
-/// Guest memory is adopted in pieces of this size, so that small granules do
-/// not take a VMA each.
-const ADOPT: u64 = crate::addr::HUGE_PAGE_SIZE;
 
 /// A granule on its way.
 #[derive(Debug)]
@@ -49,9 +42,9 @@ pub(crate) struct Job {
     pub(super) to: Place,
     pub(super) to_mapped: bool,
     /// VMAs that were taken from the budget for it.
-    vmas: u64,
+    pub(super) vmas: u64,
     /// Bytes that were taken from the room for it.
-    charge: u64,
+    pub(super) charge: u64,
 }
 
 impl Job {
@@ -158,197 +151,6 @@ impl Core {
         }
     }
 
-    /// Claims `granule` for what `request` wants, with a frame if it is to go
-    /// to a pool: one of `frames`, which are of that pool. `last` is the end of
-    /// the job before, whose mapping this one may continue.
-    pub(crate) fn claim(
-        &self,
-        granule: Granule,
-        request: &MigrateRequest,
-        frames: &mut Option<Reserve>,
-        last: Option<(Granule, Place)>,
-    ) -> Result<Job, Outcome> {
-        let mut view = self.table.get(granule);
-        self.check(granule, view, request)?;
-        if view.place == Place::Untouched {
-            // Where first touches are watched the table knows of every page,
-            // and whoever made one present here would wait for the fault thread.
-            let watched = self.watches_first_touch && !self.is_window(granule);
-            if watched || !(request.select.untouched || self.engine.exists(granule)) {
-                return Err(Outcome::Untouched);
-            }
-            if self.engine.adopts() {
-                self.adopt(granule)?;
-                view = self.table.get(granule);
-                // Passed over because of a pin that may be gone by now. It is
-                // not watched, and without its page it would read as zeros.
-                if view.place == Place::Untouched {
-                    return Err(Outcome::Busy);
-                }
-            }
-        }
-        let (pool, to) = match (request.to, frames) {
-            (Target::Pool(pool), Some(frames)) => {
-                let frame = frames.take(self, granule).ok_or(Outcome::NoFrame)?;
-                (Some((frames, frame)), Place::Device { pool, frame })
-            }
-            _ => (None, Place::Home),
-        };
-        let claimed = self.claim_to(granule, view, to, last);
-        let (Err(outcome), Some((frames, frame))) = (&claimed, pool) else { return claimed };
-        frames.untake(frame);
-        match (outcome, request.to) {
-            (Outcome::NoMemory, Target::Pool(pool)) => {
-                // What is left of the run may have frames with memory.
-                if let Some(mut pool) = self.pool(pool) {
-                    frames.release(&mut pool);
-                }
-                self.claim_with_memory(granule, view, pool, last)
-            }
-            _ => claimed,
-        }
-    }
-
-    /// Claims a granule to go to `to`, with all that its move takes.
-    fn claim_to(
-        &self,
-        granule: Granule,
-        view: View,
-        to: Place,
-        last: Option<(Granule, Place)>,
-    ) -> Result<Job, Outcome> {
-        let mut job = self.claim_for(granule, view, to)?;
-        job.vmas = self.vmas(&job, last);
-        if job.vmas > 0 && !lock(&self.budget).take(job.vmas) {
-            self.abort(job.claimed);
-            return Err(Outcome::VmaBudget);
-        }
-        self.with_room(job, Room::take)
-    }
-
-    /// The same for a free frame that has its memory already, where there is no
-    /// room for more.
-    fn claim_with_memory(
-        &self,
-        granule: Granule,
-        view: View,
-        pool: PoolId,
-        last: Option<(Granule, Place)>,
-    ) -> Result<Job, Outcome> {
-        let frame = self.frame_with_memory(pool, granule).ok_or(Outcome::NoMemory)?;
-        let to = Place::Device { pool, frame };
-        let claimed = self.claim_to(granule, view, to, last);
-        if claimed.is_err() {
-            self.put(to);
-        }
-        claimed
-    }
-
-    /// What speaks against moving the granule, without touching it.
-    fn check(&self, granule: Granule, view: View, request: &MigrateRequest) -> Result<(), Outcome> {
-        let actual = self.space.actual(granule, view.place);
-        if let Place::Device { pool, frame } = actual {
-            match request.to {
-                Target::Pool(to) if to == pool => return Err(Outcome::AlreadyThere),
-                _ => {}
-            }
-            let selected = match self.kind_for(granule, pool) {
-                Kind::Public => request.select.device_public,
-                Kind::Private => request.select.device_private,
-                Kind::Generic => false,
-            };
-            if !selected || request.from_pool.is_some_and(|from| from != pool) {
-                return Err(Outcome::WrongKind);
-            }
-            let refcount = self.pool(pool).map_or(0, |pool| pool.refcount(frame));
-            if refcount > 1 {
-                return Err(Outcome::Pinned);
-            }
-        } else if request.to == Target::Home {
-            return Err(Outcome::AlreadyThere);
-        } else if !request.select.system {
-            return Err(Outcome::WrongKind);
-        }
-        if let Target::Pool(to) = request.to
-            && self.kind_for(granule, to) == Kind::Generic
-        {
-            return Err(Outcome::WrongKind);
-        }
-        match view {
-            _ if self.damaged.contains(granule) || self.gone.has(actual) => Err(Outcome::Poisoned),
-            View { moving: true, .. } => Err(Outcome::Busy),
-            View { pins: 1.., .. } => Err(Outcome::Pinned),
-            _ => Ok(()),
-        }
-    }
-
-    /// Claims a granule that was as `view` says, to go to `to`.
-    pub(crate) fn claim_for(
-        &self,
-        granule: Granule,
-        view: View,
-        to: Place,
-    ) -> Result<Job, Outcome> {
-        let claimed = self.table.claim(granule).map_err(|error| match error {
-            ClaimError::Moving => Outcome::Busy,
-            ClaimError::Pinned => Outcome::Pinned,
-        })?;
-        if claimed.from != view.place {
-            self.abort(claimed);
-            return Err(Outcome::Busy);
-        }
-        let from = self.space.actual(granule, claimed.from);
-        // Looked at after it was claimed: whoever finds a region gone gives up
-        // what is not claimed by then.
-        if self.gone.has(from) {
-            self.abort(claimed);
-            return Err(Outcome::Poisoned);
-        }
-        if self.gone.has(to) {
-            self.abort(claimed);
-            return Err(Outcome::BadFrame);
-        }
-        let aside = View { place: claimed.from, pins: 0, moving: true, mapped: claimed.was_mapped };
-        let from_mapped = claimed.was_mapped
-            || claimed.from == Place::Untouched
-            || self.engine.aside_is_mapped() && self.is_aside(granule, &aside);
-        let to_mapped = match to {
-            Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
-            Place::Home | Place::Untouched => true,
-        };
-        Ok(Job { claimed, from, from_mapped, to, to_mapped, vmas: 0, charge: 0 })
-    }
-
-    /// The job with room for the memory that it takes, or nothing done.
-    fn with_room(
-        &self,
-        mut job: Job,
-        take: impl FnOnce(&mut Room, u64) -> bool,
-    ) -> Result<Job, Outcome> {
-        job.charge = self.charge_of(|| self.engine.takes(&job.step()));
-        if take(&mut lock(&self.room), job.charge) {
-            return Ok(job);
-        }
-        if job.vmas > 0 {
-            lock(&self.budget).given_up(job.vmas);
-        }
-        self.abort(job.claimed);
-        Err(Outcome::NoMemory)
-    }
-
-    /// What `takes` says, asked only if there is a limit that it counts for.
-    fn charge_of(&self, takes: impl FnOnce() -> u64) -> u64 {
-        let limited = lock(&self.room).is_limited();
-        if limited { takes() } else { 0 }
-    }
-
-    /// Lets go of a granule that was claimed and not touched.
-    fn abort(&self, claimed: Claimed) {
-        let (granule, mapped) = (claimed.granule, claimed.was_mapped);
-        self.table.abort(claimed);
-        self.wake_settled(granule, mapped);
-    }
-
     /// Whoever touched a granule while it was claimed waits for an answer that
     /// only the fault thread has, which passed over a granule in motion. Of one
     /// that the guest has mapped that is so where looks leave a watch for minor
@@ -378,107 +180,6 @@ impl Core {
         });
         self.counters.come_home.fetch_add(u64::from(came), Ordering::Relaxed);
         came
-    }
-
-    /// Whether a granule in that state was set aside to see its next touch,
-    /// and is not in a frame where vCPUs must not reach it.
-    pub(crate) fn is_aside(&self, granule: Granule, view: &View) -> bool {
-        match view.place {
-            _ if view.mapped => false,
-            Place::Untouched => false,
-            Place::Home => true,
-            Place::Device { pool, .. } => self.kind_for(granule, pool) != Kind::Private,
-        }
-    }
-
-    /// Sets a mapped granule aside, so that its next touch is seen. False if
-    /// it is not to be had now.
-    pub(crate) fn set_aside(&self, granule: Granule) -> bool {
-        // What is lost of it is marked where the guest has it.
-        if self.damaged.contains(granule) {
-            return false;
-        }
-        let Ok(claimed) = self.table.claim(granule) else { return false };
-        let place = claimed.from;
-        let vmas = if self.engine.aside_is_mapped() { 2 } else { 0 };
-        if place == Place::Untouched
-            || !claimed.was_mapped
-            || vmas > 0 && !lock(&self.budget).take(vmas)
-        {
-            self.abort(claimed);
-            return false;
-        }
-        let aside = self.engine.set_aside(granule, place);
-        if vmas > 0 {
-            // As soon as its neighbours are watched as well they are one again,
-            // and one that was watched already took none: counting tells.
-            lock(&self.budget).given_up(vmas);
-        }
-        if aside.is_err() {
-            self.abort(claimed);
-            return false;
-        }
-        self.table.finish(claimed, place, false);
-        self.wake_settled(granule, false);
-        true
-    }
-
-    /// Gives the guest a granule back that was set aside and is as `view` says.
-    /// False if it changed since, or is on its way.
-    pub(crate) fn bring_back(&self, granule: Granule, view: View) -> bool {
-        let Ok(claimed) = self.table.claim(granule) else { return false };
-        if claimed.from != view.place || claimed.was_mapped {
-            self.abort(claimed);
-            return false;
-        }
-        self.engine.bring_back(granule, claimed.from);
-        self.table.finish(claimed, view.place, true);
-        self.wake_settled(granule, true);
-        true
-    }
-
-    /// Takes a granule that exists and that nobody moved yet under control, so
-    /// that it can be set aside; true if it was already.
-    pub(crate) fn is_managed(&self, granule: Granule) -> bool {
-        match self.table.get(granule).place {
-            Place::Untouched if self.watches_first_touch || !self.engine.exists(granule) => false,
-            Place::Untouched if self.engine.adopts() => {
-                self.adopt(granule).is_ok() && self.table.get(granule).place != Place::Untouched
-            }
-            Place::Untouched => self.take_note(granule),
-            Place::Home | Place::Device { .. } => true,
-        }
-    }
-
-    /// Takes a granule that exists, and that needs no adoption, into the table.
-    fn take_note(&self, granule: Granule) -> bool {
-        let Ok(claimed) = self.table.claim(granule) else { return false };
-        if claimed.from == Place::Untouched {
-            self.table.finish(claimed, self.space.birthplace(granule), true);
-            self.wake_settled(granule, true);
-        } else {
-            self.abort(claimed);
-        }
-        true
-    }
-
-    /// Serves a touch of a page that is there and not mapped, of a granule that
-    /// is not set aside: the kernel has unmapped it for reasons of its own. False
-    /// if the granule is in motion; whoever moves it wakes then.
-    pub(crate) fn map_in(&self, granule: Granule, page: Hva) -> bool {
-        let pinned = match self.table.try_pin(granule) {
-            Ok(()) => true,
-            Err(TryPinError::Moving) => return false,
-            // So many hold it that nobody can move it before all have let go.
-            Err(TryPinError::TooMany) => false,
-        };
-        // It goes nowhere now.
-        let place = self.space.actual(granule, self.table.get(granule).place);
-        self.engine.map_in(granule, place, page);
-        if pinned {
-            self.table.unpin(granule);
-        }
-        true
     }
 
     /// Gives the frame of a place back to its pool.
@@ -602,110 +303,4 @@ impl Core {
             (self.fatal)(&format!("waiters for guest memory cannot be woken: {errno}"));
         }
     }
-
-    /// Takes the memory around a granule that nobody moved yet under control.
-    fn adopt(&self, granule: Granule) -> Result<(), Outcome> {
-        let part = self.space.part(granule).ok_or(Outcome::Busy)?;
-        let _one_at_a_time = lock(&self.adopting);
-        if self.table.get(granule).place != Place::Untouched {
-            return Ok(());
-        }
-        let piece = (ADOPT / self.space.size().bytes()).max(1) as u32;
-        let first = part.first + (granule.0 - part.first) / piece * piece;
-        let end = (part.first + part.count).min(first + piece);
-        // A VMA of its own, unless the piece before is under control too.
-        let joins =
-            first > part.first && self.table.get(Granule(first - 1)).place != Place::Untouched;
-        let vmas = if joins { 0 } else { 2 };
-        if !lock(&self.budget).take(vmas) {
-            return Err(Outcome::VmaBudget);
-        }
-        let charge = self.charge_of(|| match self.space.hva_range(Granule(first), end - first) {
-            // A kernel that does not tell may have none of it.
-            Some(range) => {
-                range.len() as u64 - memory::resident(range).map_or(0, |found| found.bytes)
-            }
-            None => 0,
-        });
-        if !lock(&self.room).take(charge) {
-            lock(&self.budget).given_up(vmas);
-            return Err(Outcome::NoMemory);
-        }
-        let mut claimed: Vec<Claimed> = Vec::new();
-        for index in first..end {
-            match self.table.claim(Granule(index)) {
-                Ok(claim) if claim.from == Place::Untouched => claimed.push(claim),
-                Ok(claim) => self.abort(claim),
-                Err(_) => {}
-            }
-        }
-        let mut result = Ok(());
-        for run in consecutive(claimed) {
-            let adopted = self.adopt_run(&run);
-            for claim in run {
-                match adopted {
-                    Ok(()) => {
-                        let place = self.space.birthplace(claim.granule);
-                        self.table.finish(claim, place, true);
-                    }
-                    Err(_) => self.abort(claim),
-                }
-            }
-            result = result.and(adopted);
-        }
-        lock(&self.budget).landed(vmas);
-        lock(&self.room).landed(charge);
-        result.map_err(|errno| match errno {
-            Errno::NOMEM => Outcome::NoFrame,
-            _ => Outcome::Busy,
-        })
-    }
-
-    fn adopt_run(&self, run: &[Claimed]) -> Result<(), Errno> {
-        let first = run.first().map_or(Granule(0), |claim| claim.granule);
-        let range = self.space.hva_range(first, run.len() as u32).ok_or(Errno::INVAL)?;
-        self.engine.adopt(range)
-    }
-
-    /// Adopts what is there already and lets the first touch of everything
-    /// else in RAM come as an event.
-    pub(crate) fn watch_first_touches(&self) -> Result<(), Errno> {
-        for part in self.space.parts().iter().filter(|part| part.origin == Origin::Ram) {
-            let mut next = part.first;
-            let end = part.first + part.count;
-            while next < end {
-                let there = |index: u32| self.engine.exists(Granule(index));
-                let present = there(next);
-                let mut stop = next + 1;
-                while stop < end && there(stop) == present {
-                    stop += 1;
-                }
-                let range = self.space.hva_range(Granule(next), stop - next).ok_or(Errno::INVAL)?;
-                if present {
-                    self.engine.adopt(range)?;
-                    for index in next..stop {
-                        self.table.set(Granule(index), Place::Home, true);
-                    }
-                } else {
-                    self.engine.watch_first_touch(range)?;
-                }
-                next = stop;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Claims in runs of neighbours.
-fn consecutive(claims: Vec<Claimed>) -> Vec<Vec<Claimed>> {
-    let mut runs: Vec<Vec<Claimed>> = Vec::new();
-    for claim in claims {
-        match runs.last_mut() {
-            Some(run) if run.last().is_some_and(|last| last.granule.0 + 1 == claim.granule.0) => {
-                run.push(claim);
-            }
-            _ => runs.push(vec![claim]),
-        }
-    }
-    runs
 }

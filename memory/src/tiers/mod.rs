@@ -9,9 +9,12 @@
 //! thread that moves granules ends the process ([`death`]).
 
 mod account;
+mod adopt;
+mod aside;
 mod borders;
 mod budget;
 mod build;
+mod claims;
 mod config;
 pub(crate) mod core;
 mod counters;
