@@ -93,14 +93,15 @@ pub fn execute(args: RunArgs) -> Outcome {
     let built = builder::build(&config, Box::new(output)).map_err(build_failure)?;
     // After everything that refuses the options: a refusal is one line and
     // leaves no file.
-    let socket = config.api_socket.as_deref().map(make_socket).transpose()?;
+    let stats = config.exit_stats.as_deref().map(create_stats).transpose()?;
     let trace = config
         .heat_trace
         .as_deref()
         .filter(|_| config.tiers.as_ref().is_some_and(|tiers| tiers.policy == PolicyName::Heat));
     trace.map(|path| record_heat(path, &built.machine)).transpose()?;
-    let stats = config.exit_stats.as_deref().map(create_stats).transpose();
-    let stats = stats.inspect_err(|_| trace.into_iter().for_each(remove))?;
+    // Last: a socket that nobody listens on is taken over by this.
+    let socket = config.api_socket.as_deref().map(make_socket).transpose();
+    let socket = socket.inspect_err(|_| trace.into_iter().for_each(remove))?;
     for warning in &config.warnings {
         tell(format_args!("warning: {warning}"));
     }
