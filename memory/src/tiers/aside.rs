@@ -63,9 +63,23 @@ impl Core {
         true
     }
 
+    /// Whether the guest has a granule, which was as `view` says, so that its
+    /// next touch can be seen. One that nobody moved yet is taken under control
+    /// first, as long as some of `adopt` are left.
+    pub(super) fn can_be_watched(&self, granule: Granule, view: &View, adopt: &mut u32) -> bool {
+        if view.place != Place::Untouched {
+            return view.mapped;
+        }
+        if *adopt == 0 {
+            return false;
+        }
+        *adopt -= 1;
+        self.is_managed(granule)
+    }
+
     /// Takes a granule that exists and that nobody moved yet under control, so
     /// that it can be set aside; true if it was already.
-    pub(crate) fn is_managed(&self, granule: Granule) -> bool {
+    pub(super) fn is_managed(&self, granule: Granule) -> bool {
         match self.table.get(granule).place {
             Place::Untouched if self.watches_first_touch || !self.engine.exists(granule) => false,
             Place::Untouched if self.engine.adopts() => {

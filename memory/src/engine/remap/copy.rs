@@ -4,10 +4,11 @@
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use super::RemapEngine;
 use super::files::{FileKind, Spot};
+use super::over::shut;
 use crate::engine::hooks::{Inject, Point};
 use crate::engine::{Step, memory};
 use crate::hva::HvaRange;
@@ -58,8 +59,12 @@ impl RemapEngine {
                     spot.offset(self.space.bytes()) + (lost.0.start().0 - slot.start().0) as u64;
                 let put_right = self.put_right(spot, lost.0, offset, place == step.to);
                 if let Err(errno) = put_right {
+                    // The call may have left a hole, which other mappings of this
+                    // process would land in.
+                    // SAFETY: as in `put_right`; what was in the page is lost.
+                    let shut = unsafe { shut(lost.0, MapFlags::FIXED) };
                     // There is nothing to map any more, and nobody asks for it.
-                    if self.shut(lost.0).is_ok() && spot.area.is_gone() {
+                    if shut.is_ok() && spot.area.is_gone() {
                         continue;
                     }
                     (self.fatal)(&format!("a page that failed cannot be put right: {errno}"));
@@ -101,20 +106,5 @@ impl RemapEngine {
             )
         };
         mapped.map(drop)
-    }
-
-    /// Makes a page of an alias unreachable: the call that failed to map it may
-    /// have left a hole, which other mappings of this process would land in.
-    fn shut(&self, page: HvaRange) -> Result<(), Errno> {
-        // SAFETY: as in `put_right`; what was in the page is lost.
-        let shut = unsafe {
-            mmap_anonymous(
-                page.start().as_ptr().cast(),
-                page.len(),
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
-            )
-        };
-        shut.map(drop)
     }
 }

@@ -8,10 +8,11 @@ use std::ptr::null_mut;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect, munmap};
 
 use super::RemapEngine;
 use super::files::{Area, FileKind};
+use super::over::shut;
 use crate::addr::HUGE_PAGE_SIZE;
 use crate::hva::HvaRange;
 use crate::uffd::Modes;
@@ -55,14 +56,7 @@ impl RemapEngine {
         // zeros.
         // SAFETY: the range is guest memory of this engine, whose contents are
         // lost, and which no reference points to.
-        unsafe {
-            mmap_anonymous(
-                start,
-                range.len(),
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-            )
-        }?;
+        unsafe { shut(range, MapFlags::FIXED) }?;
         let all = MprotectFlags::READ | MprotectFlags::WRITE;
         let marked = self.uffd.register(range, Modes::Missing).and_then(|()| {
             self.uffd.poison(range)?;

@@ -142,17 +142,8 @@ impl RemapEngine {
 
     /// Ends the process if a call that failed with `errno` has unmapped `range`.
     fn must_be_mapped(&self, range: HvaRange, errno: Errno) {
-        // SAFETY: FIXED_NOREPLACE puts nothing over what is there; into a hole
-        // it puts memory that nobody can reach.
-        let filled = unsafe {
-            mmap_anonymous(
-                range.start().as_ptr().cast(),
-                range.len(),
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE,
-            )
-        };
-        if filled.is_ok() {
+        // SAFETY: this puts nothing over what is there.
+        if unsafe { shut(range, MapFlags::FIXED_NOREPLACE) }.is_ok() {
             (self.fatal)(&format!("the kernel took guest memory away and mapped nothing: {errno}"));
         }
     }
@@ -160,3 +151,15 @@ impl RemapEngine {
 
 /// How guest memory is mapped.
 const BOTH: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// Maps memory that nobody can reach: with `FIXED` over what is in `range`, with
+/// `FIXED_NOREPLACE` only if nothing is.
+///
+/// # Safety
+/// With `FIXED`, `range` is a mapping of the caller's whose contents are lost.
+pub(super) unsafe fn shut(range: HvaRange, fixed: MapFlags) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | fixed;
+    let start = range.start().as_ptr().cast();
+    // SAFETY: the caller's.
+    unsafe { mmap_anonymous(start, range.len(), ProtFlags::empty(), flags) }.map(drop)
+}

@@ -122,14 +122,7 @@ impl Source for Touches {
         if view.moving || view.pins > 0 || self.core.damaged.contains(granule) {
             return false;
         }
-        if view.place != Place::Untouched {
-            return view.mapped;
-        }
-        if self.adopt == 0 {
-            return false;
-        }
-        self.adopt -= 1;
-        self.core.is_managed(granule)
+        self.core.can_be_watched(granule, &view, &mut self.adopt)
     }
 
     fn watch(&mut self, granules: &[Granule]) -> u64 {

@@ -16,7 +16,6 @@ use crate::engine::memory;
 use crate::granule::Granule;
 use crate::heat::{Price, Seen, Touch};
 use crate::hva::HvaRange;
-use crate::table::Place;
 use crate::tiers::core::Core;
 use crate::uffd::written::{WriteWatch, WrittenError};
 
@@ -56,14 +55,7 @@ impl Source for Writes {
         if self.is_huge(granule) || view.moving || self.core.damaged.contains(granule) {
             return false;
         }
-        if view.place != Place::Untouched {
-            return view.mapped;
-        }
-        if self.adopt == 0 {
-            return false;
-        }
-        self.adopt -= 1;
-        self.core.is_managed(granule)
+        self.core.can_be_watched(granule, &view, &mut self.adopt)
     }
 
     fn watch(&mut self, granules: &[Granule]) -> u64 {
