@@ -2,6 +2,7 @@
 //! guest is over.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,19 +40,31 @@ pub struct Moves {
 
 /// A thread that moves.
 #[derive(Debug)]
-pub struct Churn(JoinHandle<Vec<Moves>>);
+pub struct Churn {
+    moves: Arc<Mutex<Vec<Moves>>>,
+    thread: JoinHandle<()>,
+}
 
 impl Churn {
     /// Moves each of `ranges` in turn to each of the pools and home again, by
     /// the socket at `path`.
     pub fn start(path: &Path, ranges: Vec<GpaRange>, pools: u8) -> Self {
         let path = path.to_owned();
-        Self(std::thread::spawn(move || churn(&path, &ranges, pools)))
+        let moves = Arc::new(Mutex::new(vec![Moves::default(); ranges.len()]));
+        let counts = Arc::clone(&moves);
+        let thread = std::thread::spawn(move || churn(&path, &ranges, pools, &counts));
+        Self { moves, thread }
+    }
+
+    /// What moved of each range until now.
+    pub fn so_far(&self) -> Vec<Moves> {
+        self.moves.lock().unwrap().clone()
     }
 
     /// What moved of each range. The machine must be over.
     pub fn finish(self) -> Vec<Moves> {
-        self.0.join().unwrap()
+        self.thread.join().unwrap();
+        self.moves.lock().unwrap().clone()
     }
 }
 
@@ -84,14 +97,13 @@ fn at_rest(client: &mut Client) -> Result<Status, ClientError> {
     client.ask(&Request::Status { verify: true })
 }
 
-fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
+fn churn(path: &Path, ranges: &[GpaRange], pools: u8, moves: &Mutex<Vec<Moves>>) {
     let mut client = connect(path);
-    let mut moves = vec![Moves::default(); ranges.len()];
     'moving: for round in 0u64.. {
         let pool = To::Pool((round % u64::from(pools)) as u8);
         let since = Instant::now();
         for to in [pool, To::Home] {
-            for (range, moves) in ranges.iter().zip(&mut moves) {
+            for (number, range) in ranges.iter().enumerate() {
                 let request = Request::Migrate(Migrate {
                     ranges: vec![Range { base: Hex(range.base().0), size: range.size() }],
                     to,
@@ -103,6 +115,7 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
                 // An error is the end of the machine, which is what the guest
                 // says or does not say.
                 let Ok(answer) = client.ask::<Migrated>(&request) else { break 'moving };
+                let moves = &mut moves.lock().unwrap()[number];
                 match to {
                     To::Home => moves.home += answer.moved.granules,
                     To::Pool(_) => moves.out += answer.moved.granules,
@@ -116,19 +129,19 @@ fn churn(path: &Path, ranges: &[GpaRange], pools: u8) -> Vec<Moves> {
             let request = Request::Residency { verify: true, from: Hex(0) };
             let Ok(answer) = client.ask::<Residency>(&request) else { break };
             let verified = answer.verified.unwrap_or_default();
-            moves[0].verified += verified.checked;
-            moves[0].misplaced += verified.mismatches.len();
             // Others may move memory all the while.
             let Ok(status) = at_rest(&mut client) else { break };
+            let moves = &mut moves.lock().unwrap()[0];
+            moves.verified += verified.checked;
+            moves.misplaced += verified.mismatches.len();
             let tiers = status.tiers.unwrap_or_default();
-            moves[0].stalls = tiers.stalls;
+            moves.stalls = tiers.stalls;
             let accounts = tiers.accounts.unwrap_or_default();
-            moves[0].accounted += u64::from(accounts.settled);
-            moves[0].unaccounted += accounts.differences.len();
+            moves.accounted += u64::from(accounts.settled);
+            moves.unaccounted += accounts.differences.len();
             if !accounts.differences.is_empty() {
                 eprintln!("{accounts:?}");
             }
         }
     }
-    moves
 }

@@ -151,6 +151,11 @@ impl Running {
         kill_process(self.pid(), signal).unwrap();
     }
 
+    /// Whether its standard output has ended, as it does when it is over.
+    pub fn is_over(&self) -> bool {
+        self.stdout.as_ref().is_none_or(|stdout| stdout.reader.is_finished())
+    }
+
     /// Waits until its standard output has `text`.
     ///
     /// # Panics

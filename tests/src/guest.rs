@@ -1,6 +1,8 @@
 //! A Linux guest that runs a job and powers off.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use neap_vmm::images::{self, GuestImages, InheritedFile, Job};
@@ -32,6 +34,7 @@ pub struct Guest {
     job: Job,
     options: Vec<String>,
     cgroup: Option<PathBuf>,
+    input: Option<Arc<File>>,
     deadline: Duration,
 }
 
@@ -47,8 +50,16 @@ impl Guest {
     pub fn with_job(job: Job) -> Self {
         let images = images::locate().unwrap();
         let cmdline = "console=ttyS0 panic=-1 panic_on_warn=1 quiet loglevel=1".to_owned();
-        let (image, options, cgroup) = (Image::Vmlinux, Vec::new(), None);
-        Self { images, image, cmdline, job, options, cgroup, deadline: DEADLINE }
+        Self {
+            images,
+            image: Image::Vmlinux,
+            cmdline,
+            job,
+            options: Vec::new(),
+            cgroup: None,
+            input: None,
+            deadline: DEADLINE,
+        }
     }
 
     /// A guest that runs a shell script.
@@ -71,6 +82,12 @@ impl Guest {
     /// Has `neap` run in this cgroup, given by its folder.
     pub fn within(mut self, cgroup: &Path) -> Self {
         self.cgroup = Some(cgroup.to_owned());
+        self
+    }
+
+    /// What comes out of this is typed at the guest's console.
+    pub fn input(mut self, input: File) -> Self {
+        self.input = Some(Arc::new(input));
         self
     }
 
@@ -105,6 +122,10 @@ impl Guest {
                     .args([crate::neap()])
                     .args(run)
             }
+        };
+        let neap = match &self.input {
+            None => neap,
+            Some(input) => neap.stdin(input.try_clone().unwrap()),
         };
         let neap = neap
             .args([&"--kernel".into(), kernel, &"--initrd".into(), &initrd.path()])

@@ -1,9 +1,12 @@
 //! Guests whose memory moves between host RAM and device regions all the
 //! while, and who notice nothing.
 
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use neap_memory::addr::{GIB, MIB};
@@ -26,6 +29,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 const WINDOWS: [Gpa; 2] = [Gpa(0x10_0000_0000), Gpa(0x10_1000_0000)];
 /// For one guest whose processors it shares with the copies.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// How long a guest that goes on until enough has moved is left to that; its
+/// last round is after it.
+const ENOUGH: Duration = Duration::from_secs(200);
 /// RAM of the guests.
 const RAM: u64 = GIB;
 
@@ -34,8 +40,9 @@ fn range(base: Gpa, size: u64) -> GpaRange {
 }
 
 /// Runs `guest` with an API socket while its memory moves; returns what moved
-/// of its RAM and of each window.
-fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
+/// of its RAM and of each window. A guest that goes on until its RAM has moved
+/// `enough` is told so by a line at its console.
+fn run_moving(guest: Guest, enough: Option<fn(&Moves) -> bool>) -> (Ended, Vec<Moves>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api");
     let windows = WINDOWS.map(|window| range(window, 256 * MIB));
@@ -47,11 +54,21 @@ fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
         .options(&format!("--device-memory size=256M,addr={},pool=1G", WINDOWS[0]))
         .options(&format!("--device-memory size=256M,addr={},pool=64M", WINDOWS[1]))
         .options(&format!("--api-socket {}", socket.display()));
-    let booted = guest.boot();
+    let (input, mut keyboard) = std::io::pipe().unwrap();
+    let booted = guest.input(OwnedFd::from(input).into()).boot();
+    let began = Instant::now();
     // Two at once: a round over all of RAM takes long on a busy machine, and
     // the windows are in use for the last tests only.
     let ram = Churn::start(&socket, vec![range(Gpa(0), RAM)], 2);
     let windows = Churn::start(&socket, windows.to_vec(), 2);
+    if let Some(enough) = enough {
+        let more = || !enough(&ram.so_far()[0]) && began.elapsed() < ENOUGH;
+        while more() && !booted.running().is_over() {
+            thread::sleep(Duration::from_millis(100));
+        }
+        // Nobody reads it if the guest is over, which the test finds out.
+        let _ = keyboard.write_all(b"enough\n");
+    }
     let ended = booted.wait();
     let mut moves = ram.finish();
     moves.extend(windows.finish());
@@ -65,10 +82,10 @@ fn run_moving(guest: Guest) -> (Ended, Vec<Moves>) {
 
 fn hmm() {
     let guest = || Guest::with_job(Job::hmm(Some(WINDOWS), Vec::new()));
-    let (mut ended, mut moves) = run_moving(guest());
+    let (mut ended, mut moves) = run_moving(guest(), None);
     if lab::inside() && ended.stdout.contains(STOOD_STILL) {
         eprintln!("the guest stood still in the lab; once more");
-        (ended, moves) = run_moving(guest());
+        (ended, moves) = run_moving(guest(), None);
     }
     let totals = ended.expect_line("# Totals:");
     assert_eq!(totals, "# Totals: pass:58 fail:0 xfail:0 xpass:0 skip:0 error:0");
@@ -82,14 +99,22 @@ fn hmm() {
 }
 
 fn memtester() {
-    let script =
-        "export MEMTESTER_TEST_MASK=0x1803f\n/bin/memtester 32M 1 && echo neap-job: all right\n";
+    // How long a round of it takes, and how much moves meanwhile, is the lab's
+    // mood: it goes on until it is told that it is enough.
+    let script = "export MEMTESTER_TEST_MASK=0x1803f
+        exec </dev/console
+        until read -r -t 1 line; do
+            /bin/memtester 32M 1 || exit 1
+        done
+        echo neap-job: all right\n";
     let job = programs(Path::new("/usr/sbin/memtester"))
         .into_iter()
         .fold(Job::script(script), |job, (path, content)| job.file(&path, content));
-    let (ended, moves) = run_moving(Guest::with_job(job));
+    let enough: fn(&Moves) -> bool = |ram| ram.out >= 100 && ram.home >= 100 && ram.verified >= 10;
+    let (ended, moves) = run_moving(Guest::with_job(job), Some(enough));
     assert_eq!(ended.expect_line("neap-job: all right"), "neap-job: all right");
-    assert!(moves[0].out >= 100 && moves[0].home >= 100, "{moves:?}");
+    assert!(ended.stdout.contains("Done."), "no round of memtester ended:\n{}", ended.stdout);
+    assert!(enough(&moves[0]), "{moves:?}");
 }
 
 /// A program of this machine and the libraries that it needs, with their

@@ -31,6 +31,7 @@ use crate::images;
   neap bench migrate --only 2m_thp --plot migrate.svg
   neap bench fault --json
   neap bench heat
+  neap bench heat --only sampling
   neap bench heat --trace touches.bin
   neap lab --host-tiers -- bench node
   neap lab --host-tiers -- bench dax")]
@@ -79,12 +80,15 @@ enum Subject {
         /// Seeds of traces
         #[arg(long, value_name = "N", default_value_t = 3)]
         runs: usize,
+        /// Only the figures with this in their names, and those that are measured along with them
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
         /// Replay the trace in this file instead: touches (--write-traces), or what policy heat saw
         /// of a guest (neap run --heat-trace)
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "only")]
         trace: Option<PathBuf>,
         /// Write the traces of the first seed into this folder, and measure nothing
-        #[arg(long, value_name = "FOLDER", conflicts_with = "trace")]
+        #[arg(long, value_name = "FOLDER", conflicts_with_all = ["trace", "only"])]
         write_traces: Option<PathBuf>,
         #[command(flatten)]
         output: OutputArgs,
@@ -167,7 +171,7 @@ pub fn execute(args: BenchArgs) -> Outcome {
             heat::write_traces(&folder).map_err(failure)?;
             Ok(SUCCESS)
         }
-        Subject::Heat { runs, output, .. } => bench_heat(runs, &output),
+        Subject::Heat { runs, only, output, .. } => bench_heat(runs, only.as_deref(), &output),
         Subject::Pool(args) => bench_moving(moving::Subject::Pool, &args),
         Subject::Node { runs, output } => {
             let mut say = |what: &str| tell(format_args!("measuring {what}"));
@@ -217,11 +221,8 @@ fn show_rows(rows: &Rows, output: &OutputArgs, text: impl FnOnce(&Machine) -> St
     print(output, &results, || text(&results.machine))
 }
 
-fn bench_heat(runs: usize, output: &OutputArgs) -> Outcome {
-    if runs == 0 {
-        return Err(failure(BenchError::NoRuns(runs)));
-    }
-    let found = heat::measure(runs, &mut |what| tell(format_args!("measuring {what}")));
+fn bench_heat(runs: usize, only: Option<&str>, output: &OutputArgs) -> Outcome {
+    let found = heat::measure(runs, only, &mut |what| tell(format_args!("measuring {what}")));
     let heat::Heat { rows, compared } = found.map_err(failure)?;
     show_rows(&rows, output, |machine| {
         let tables: String =

@@ -14,6 +14,8 @@ const ZIPF_HITS: &str = "heat.hit_ratio_vs_optimum.zipf";
 const PHASE_HITS: &str = "heat.hit_ratio_vs_optimum.phase";
 const MOVES: &str = "heat.moves_vs_hot_set.zipf";
 const SCAN_LOSS: &str = "heat.scan_loss";
+/// Those of traces, which are measured together.
+const OF_TRACES: [&str; 4] = [ZIPF_HITS, PHASE_HITS, MOVES, SCAN_LOSS];
 
 /// Turns of the sampling figure for each run.
 const TURNS: usize = 51;
@@ -22,11 +24,11 @@ const AFTER: usize = 25;
 
 /// Names of the figures.
 pub fn names() -> Vec<String> {
-    [ZIPF_HITS, PHASE_HITS, MOVES, SCAN_LOSS, sampling::NAME].map(str::to_owned).into()
+    OF_TRACES.into_iter().chain([sampling::NAME]).map(str::to_owned).collect()
 }
 
 /// What was found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Heat {
     /// Figures.
     pub rows: Rows,
@@ -58,12 +60,41 @@ fn compare(kind: Kind, seed: u64) -> Result<Compared, BenchError> {
     Compared::new(&mut trace, kind.phase(), hot, PER_WINDOW, judged(kind, deadline))
 }
 
-/// Measures with seeds 1 to `runs`.
+/// Measures with seeds 1 to `runs`; with `only` no more than the figures with
+/// that in their names and what is measured along with them.
 ///
 /// # Errors
-/// No runs, or somebody asked for an end.
-pub fn measure(runs: usize, tell: &mut dyn FnMut(&str)) -> Result<Heat, BenchError> {
+/// No runs, no such figure, or somebody asked for an end.
+pub fn measure(
+    runs: usize,
+    only: Option<&str>,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Heat, BenchError> {
+    if runs == 0 {
+        return Err(BenchError::NoRuns(runs));
+    }
+    let wanted =
+        |names: &[&str]| only.is_none_or(|only| names.iter().any(|name| name.contains(only)));
+    let parts = [wanted(&OF_TRACES), wanted(&[sampling::NAME])];
+    if let (Some(only), [false, false]) = (only, parts) {
+        return Err(BenchError::Unable(format!("--only {only}: no figure has that in its name")));
+    }
     let interrupts = Interrupts::watch()?;
+    let mut found = if parts[0] { traces(runs, &interrupts, tell)? } else { Heat::default() };
+    if parts[1] {
+        tell(sampling::NAME);
+        let cost = sampling::measure(TURNS * runs, &interrupts);
+        found.rows.take(&[sampling::NAME.to_owned()], cost)?;
+    }
+    Ok(found)
+}
+
+/// The figures of traces.
+fn traces(
+    runs: usize,
+    interrupts: &Interrupts,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Heat, BenchError> {
     let (mut zipf, mut phase, mut scan) = (Sides::default(), Sides::default(), Sides::default());
     let (mut moved, mut hot_sets, mut compared) = (Vec::new(), Vec::new(), Vec::new());
     for seed in 1..=runs as u64 {
@@ -122,11 +153,7 @@ pub fn measure(runs: usize, tell: &mut dyn FnMut(&str)) -> Result<Heat, BenchErr
             figure: Figure::median(SCAN_LOSS, "ratio", &loss).at_most(0.05),
         },
     ];
-    let mut rows = Rows { rows, left_out: Vec::new() };
-    tell(sampling::NAME);
-    let cost = sampling::measure(TURNS * runs, &interrupts);
-    rows.take(&[sampling::NAME.to_owned()], cost)?;
-    Ok(Heat { rows, compared })
+    Ok(Heat { rows: Rows { rows, left_out: Vec::new() }, compared })
 }
 
 /// Values of the policy, and of what it is compared with.
