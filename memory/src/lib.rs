@@ -15,6 +15,7 @@ pub mod guest;
 pub mod heat;
 pub mod hva;
 pub mod layout;
+pub mod mapped;
 pub mod migrate;
 pub mod numa;
 pub mod park;

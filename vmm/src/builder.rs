@@ -125,6 +125,9 @@ pub fn build(config: &VmConfig, output: Output) -> Result<Built, BuildError> {
     let gate = Arc::new(Gate::new(config.topology.cpus.len(), Wanted::Run));
     let park = Arc::new(Holder(Arc::clone(&gate)));
     let tiers = tiers::build(config, vm.memory(), park)?.map(Arc::new);
+    if let (Some(tiers), Some(pages)) = (&tiers, vm.mapped_pages()) {
+        tiers.mapped_by(Arc::new(pages));
+    }
     let reporter = Reporter::new(Arc::clone(&gate), EventFd::new(EFD_NONBLOCK)?);
     let room = EventFd::new(EFD_NONBLOCK)?;
     let serial = serial_port(&vm, output, room.try_clone()?)?;

@@ -114,6 +114,11 @@ impl HeatPolicy {
         self.entries.get(granule.0 as usize).map_or(0, |entry| entry.heat())
     }
 
+    /// Whether a granule was touched when it was last watched.
+    pub fn is_used(&self, granule: Granule) -> bool {
+        self.entries.get(granule.0 as usize).is_some_and(|entry| entry.is_used())
+    }
+
     fn now(&self) -> Tick {
         Tick::new(self.tick)
     }

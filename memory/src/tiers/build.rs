@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::ftruncate;
@@ -107,6 +107,7 @@ impl Tiers {
             gone: Gone::new(config.regions.len()),
             touched: Mutex::default(),
             recorder: Mutex::default(),
+            mapped: OnceLock::new(),
             echo: Echo::default(),
             over: AtomicBool::new(false),
             fatal: config.fatal,

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::budget::VmaBudget;
@@ -25,6 +25,7 @@ use crate::engine::hurry::{Hurry, Waiters};
 use crate::engine::{Engine, Fatal, Step};
 use crate::granule::{Granule, Kind, PoolId};
 use crate::heat::sim::sampled::Recorder;
+use crate::mapped::Mapped;
 use crate::migrate::Outcome;
 use crate::policy::Policy;
 use crate::pool::Pool;
@@ -109,6 +110,8 @@ pub(crate) struct Core {
     pub(crate) touched: Mutex<Vec<Touched>>,
     /// Where what policy `heat` sees is written, until that fails.
     pub(crate) recorder: Mutex<Option<Recorder<BufWriter<File>>>>,
+    /// Who maps guest memory for the guest, if it is known.
+    pub(crate) mapped: OnceLock<Arc<dyn Mapped>>,
     /// How soon the fault thread wakes up.
     pub(crate) echo: Echo,
     pub(crate) over: AtomicBool,
@@ -125,6 +128,13 @@ impl Core {
     /// Whether the machine is over.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
+    }
+
+    /// Faults until all of a granule that was taken from the guest for a moment
+    /// is mapped again.
+    pub(super) fn faults_to_map(&self) -> u32 {
+        let pages = self.mapped.get().and_then(|mapped| mapped.pages());
+        pages.unwrap_or_default().faults(self.space.size().bytes())
     }
 
     pub(crate) fn pool(&self, id: PoolId) -> Option<MutexGuard<'_, Pool>> {

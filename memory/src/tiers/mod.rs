@@ -49,6 +49,7 @@ pub use policy::PolicyRefused;
 use self::core::Core;
 use self::movers::Movers;
 use crate::granule::Granule;
+use crate::mapped::Mapped;
 use crate::migrate::{MigrateRequest, Progress, Report, RequestError, run};
 use crate::table::{PinError, Place};
 use crate::{Backing, GpaRange, GuestMemory};
@@ -152,6 +153,12 @@ impl Tiers {
                 thread::sleep(AGAIN);
             }
         }
+    }
+
+    /// Says who maps guest memory for the guest, so that what looks cost it is
+    /// known better. The first to say so counts.
+    pub fn mapped_by(&self, mapped: Arc<dyn Mapped>) {
+        let _ = self.core.mapped.set(mapped);
     }
 
     /// Has policy `heat` watch and move nothing once the tick that it may be at

@@ -47,6 +47,7 @@ use neap_memory::guest::Slot;
 use neap_memory::{Gpa, GpaRange, GuestMemory};
 
 use crate::kvm::gate::Gate;
+use crate::kvm::stats::MappedPages;
 use crate::kvm::{self, KvmError, OpenError, kick, named};
 use crate::memory_failure;
 use crate::payload::long_mode::{self, Privilege};
@@ -111,7 +112,7 @@ const LAST_STOP: Duration = Duration::from_secs(2);
 pub struct Guest {
     cpus: Vec<Cpu>,
     // In order: the machine before the memory that it maps.
-    _vm: VmFd,
+    vm: VmFd,
     control: Arc<ControlMemory>,
     keep: Arc<dyn Any + Send + Sync>,
     tsc_khz: u64,
@@ -194,12 +195,17 @@ impl Guest {
                 "a guest needs a vCPU with a time stamp counter".into(),
             ));
         }
-        Ok(Self { cpus: threads, _vm: vm, control, keep, tsc_khz })
+        Ok(Self { cpus: threads, vm, control, keep, tsc_khz })
     }
 
     /// How many vCPUs there are.
     pub fn cpus(&self) -> usize {
         self.cpus.len()
+    }
+
+    /// The pages that its memory is mapped with, where KVM tells.
+    pub fn mapped_pages(&self) -> Option<MappedPages> {
+        MappedPages::of(&self.vm)
     }
 
     /// Lets vCPU `cpu` run on processor `host_cpu` only.

@@ -2,7 +2,8 @@
 //!
 //! [`vm`] makes the machine and its memory slots, [`state`] and [`cpuid`] give
 //! a vCPU its first state, [`vcpu`] runs it, [`exit`] says what each exit
-//! means and counts it, [`kick`] gets a vCPU out of guest mode.
+//! means and counts it, [`kick`] gets a vCPU out of guest mode, [`stats`] is
+//! what KVM itself counts.
 
 pub mod cpuid;
 pub mod exit;
@@ -10,6 +11,7 @@ pub mod gate;
 pub mod kick;
 pub mod mce;
 pub mod state;
+pub mod stats;
 pub mod vcpu;
 pub mod vm;
 

@@ -11,6 +11,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use neap_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::stats::MappedPages;
 use super::{KvmError, named};
 use crate::platform;
 
@@ -67,6 +68,11 @@ impl Vm {
     /// The guest's memory.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    /// The pages that the guest's memory is mapped with, where KVM tells.
+    pub fn mapped_pages(&self) -> Option<MappedPages> {
+        MappedPages::of(&self.fd)
     }
 
     /// Makes the vCPU with local APIC id `apic_id`.

@@ -126,6 +126,9 @@ impl Plan {
         change(&mut config);
         let tiers = Tiers::new(&memory, config).unwrap();
         let guest = Guest::new(Arc::clone(&memory), cpus).unwrap();
+        if let Some(pages) = guest.mapped_pages() {
+            tiers.mapped_by(Arc::new(pages));
+        }
         let ram = range(0, self.ram);
         let window = GpaRange::new(WINDOW, self.window);
         Rig { guest, tiers, memory, ram, window, granule: self.granule.bytes() }

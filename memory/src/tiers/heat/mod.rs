@@ -189,8 +189,13 @@ impl Service {
         let price = self.source.price();
         let counters = &self.movers.core.counters.heat;
         let touched = seen.iter().filter(|seen| seen.touch.is_some()).count() as u32;
-        let idle = seen.len() as u32 - touched;
-        let cost = price.touched * touched + price.idle * idle;
+        let cost = seen.iter().map(|seen| match seen.touch {
+            Some(_) => price.touched,
+            // It was mapped when it was taken, and will be again.
+            None if self.policy.is_used(seen.granule) => price.idle + price.again,
+            None => price.idle,
+        });
+        let cost = cost.sum();
         self.purse.spend(cost);
         counters.touched.fetch_add(touched.into(), Relaxed);
         counters.cost.fetch_add(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);

@@ -179,6 +179,6 @@ impl Source for Touches {
     }
 
     fn price(&self) -> Price {
-        self.meter.price()
+        self.meter.price(self.core.faults_to_map())
     }
 }

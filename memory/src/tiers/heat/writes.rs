@@ -89,8 +89,10 @@ impl Source for Writes {
     fn price(&self) -> Price {
         // The fault of a writer is the kernel's alone, and no thread wakes up:
         // it is taken to cost as much as the look itself.
-        let idle = self.meter.price().idle;
-        Price { idle, touched: (2 * idle).max(Duration::from_micros(1)) }
+        // Nothing is taken from the guest but the right to write, and each page
+        // that it writes to gets that anew.
+        let Price { idle, again, .. } = self.meter.price(self.core.faults_to_map());
+        Price { idle, touched: (2 * idle).max(Duration::from_micros(1)) + again, again }
     }
 
     fn sees_reads(&self) -> bool {
