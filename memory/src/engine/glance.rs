@@ -29,7 +29,7 @@ use crate::hva::HvaRange;
 use crate::uffd::{Modes, MoveError, Userfaultfd};
 
 /// Bytes of small pages that are dropped at a time, at the most.
-const PIECE: usize = 64 << 10;
+pub(super) const PIECE: usize = 64 << 10;
 /// Odd, so that each piece of a granule has its turn.
 const STRIDE: usize = 0x9e37_79b1;
 

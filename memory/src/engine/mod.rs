@@ -142,6 +142,11 @@ pub(crate) trait Engine: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Bytes of a granule that are set aside at a time, at the most.
+    fn set_aside_at_most(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Serves a touch of a page that is there and was not mapped, of a granule
     /// at `place` that nobody moves meanwhile.
     fn map_in(&self, _granule: Granule, _place: Place, _page: Hva) {}

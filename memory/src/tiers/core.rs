@@ -130,11 +130,12 @@ impl Core {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Faults until all of a granule that was taken from the guest for a moment
+    /// Faults until all that was taken from the guest of a granule, for a moment,
     /// is mapped again.
     pub(super) fn faults_to_map(&self) -> u32 {
+        let taken = self.space.size().bytes().min(self.engine.set_aside_at_most());
         let pages = self.mapped.get().and_then(|mapped| mapped.pages());
-        pages.unwrap_or_default().faults(self.space.size().bytes())
+        pages.unwrap_or_default().faults(taken)
     }
 
     pub(crate) fn pool(&self, id: PoolId) -> Option<MutexGuard<'_, Pool>> {

@@ -46,7 +46,7 @@ use rustix::io::Errno;
 pub(crate) use self::files::Area;
 use self::files::{FileKind, Spot};
 use self::maps::Maps;
-use super::glance::Glance;
+use super::glance::{Glance, PIECE};
 use super::hooks::{Hooks, Inject, Point};
 use super::hurry::Waiters;
 use super::losses::Losses;
@@ -265,6 +265,12 @@ impl Engine for RemapEngine {
 
     fn aside_is_mapped(&self) -> bool {
         true
+    }
+
+    fn set_aside_at_most(&self) -> u64 {
+        let huge = |area: &Area| area.kind == FileKind::Hugetlb;
+        let all = self.homes.iter().chain(&self.pools).any(huge);
+        if all { u64::MAX } else { PIECE as u64 }
     }
 
     fn set_aside(&self, granule: Granule, place: Place) -> Result<(), Errno> {
