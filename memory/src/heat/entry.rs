@@ -48,7 +48,7 @@ const FLIPS: u32 = 3;
 /// at one that is used, which costs the guest time each time, and at one that
 /// is not.
 const USED_PAUSE: u8 = 6;
-const IDLE_PAUSE: u8 = 5;
+const IDLE_PAUSE: u8 = 6;
 /// Used so much more or less than what just belongs in the fast tier, in 256ths
 /// of a doubling, that a look at it hardly ever changes where it belongs: the
 /// pauses between two looks are so long, at least and at the most.

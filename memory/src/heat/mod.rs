@@ -6,10 +6,11 @@
 //! 1. tells what was seen of the granules that were watched in the tick before
 //!    ([`HeatPolicy::observe`]),
 //! 2. asks what is to move ([`HeatPolicy::plan`]),
-//! 3. asks what to watch next ([`HeatPolicy::watch`]).
+//! 3. asks what to watch next ([`HeatPolicy::watch`]), and for how much of the
+//!    tick ([`HeatPolicy::watch_for`]).
 //!
 //! [`entry`] is what is known of a granule, in 8 bytes; [`policy`] decides;
-//! [`watch`] chooses what to watch; [`bucket`] is the budget of bytes;
+//! [`watch`] chooses what to watch, [`span`] for how long; [`bucket`] is the budget of bytes;
 //! [`purse`] that of the guest's time; [`sim`] replays touches of memory and
 //! compares.
 //!
@@ -31,6 +32,7 @@ pub mod purse;
 mod scale;
 pub mod settings;
 pub mod sim;
+mod span;
 #[cfg(test)]
 mod tests;
 mod unrest;

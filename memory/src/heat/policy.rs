@@ -1,10 +1,13 @@
 //! What moves.
 
+use std::time::Duration;
+
 use super::bucket::Bucket;
 use super::entry::{Entry, Tick};
 use super::purse::Looks;
 use super::scale::Scale;
 use super::settings::{Settings, SettingsError};
+use super::span::Span;
 use super::unrest::Unrest;
 use super::watch::Round;
 use crate::granule::Granule;
@@ -19,7 +22,7 @@ pub struct Touch {
     pub write: bool,
 }
 
-/// What was seen of a granule that was watched for a tick.
+/// What was seen of a granule that was watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Which.
@@ -73,6 +76,7 @@ pub struct HeatPolicy {
     slice: u32,
     scale: Scale,
     unrest: Unrest,
+    span: Span,
 }
 
 /// A granule with its heat.
@@ -101,6 +105,7 @@ impl HeatPolicy {
             slice: 0,
             scale: Scale::default(),
             unrest: Unrest::default(),
+            span: Span::default(),
         })
     }
 
@@ -134,7 +139,13 @@ impl HeatPolicy {
                 self.round.again(granule.0);
             }
             self.unrest.observe(look.surprise);
+            self.span.observe(count > 0);
         }
+    }
+
+    /// How long granules are to be watched in a tick that is so long.
+    pub fn watch_for(&self, tick: Duration) -> Duration {
+        self.span.of(tick)
     }
 
     /// A tick passes: what is to move now. `place` says where each granule is,

@@ -65,9 +65,9 @@ impl Round {
                 touches -= 1;
             }
         }
-        // Those of which nothing is known may all turn out to be used. They are
-        // counted apart, or what is known to be used would keep them waiting.
-        let mut unknown = touched.div_ceil(3);
+        // Those of which nothing is known are counted apart, or what is known to be
+        // used would keep them waiting.
+        let mut unknown = watched;
         let mut passed_over = None;
         for _ in 0..LOOKS.min(self.mask.saturating_add(1)) {
             if left == 0 {

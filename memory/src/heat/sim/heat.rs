@@ -19,9 +19,13 @@ pub struct Heat {
     place: Vec<u32>,
     faults: u64,
     purse: Purse,
+    /// How long each is watched.
+    span: Duration,
 }
 
-/// The guest's time that looks may take in a tick: of a tick of 100 ms, 1 %.
+/// A window of a trace is a tick.
+const WINDOW: Duration = Duration::from_millis(100);
+/// The guest's time that looks may take in a tick, 1 %.
 const PER_TICK: Duration = Duration::from_millis(1);
 const PRICE: Price = Price::BUILD_MACHINE;
 
@@ -41,6 +45,7 @@ impl Heat {
             place: vec![0; granules as usize],
             faults: 0,
             purse: Purse::new(PER_TICK),
+            span: WINDOW,
         };
         side.watch();
         Ok(side)
@@ -53,6 +58,7 @@ impl Heat {
 
     fn watch(&mut self) {
         let looks = self.purse.tick(PRICE, self.policy.settings().most());
+        self.span = self.policy.watch_for(WINDOW);
         let chosen = self.policy.watch(looks, &mut |_| true);
         self.watched = chosen.into_iter().map(|granule| Seen { granule, touch: None }).collect();
         for (index, seen) in (1u32..).zip(&self.watched) {
@@ -67,6 +73,10 @@ impl Side for Heat {
     }
 
     fn touch(&mut self, access: Access, at: u32, len: u32) {
+        // Touches come evenly in a window: those after the span are not seen.
+        if WINDOW.mul_f64(f64::from(at) / f64::from(len.max(1))) >= self.span {
+            return;
+        }
         let Some(place) = self.place.get_mut(access.granule as usize) else { return };
         let Some(index) = std::mem::take(place).checked_sub(1) else { return };
         if let Some(seen) = self.watched.get_mut(index as usize) {
@@ -79,8 +89,8 @@ impl Side for Heat {
     fn tick(&mut self) {
         for seen in &self.watched {
             self.place[seen.granule.0 as usize] = 0;
-            let touched = seen.touch.is_some();
-            self.purse.spend(if touched { PRICE.touched } else { PRICE.idle });
+            let used = self.policy.is_used(seen.granule);
+            self.purse.spend(PRICE.of(seen.touch.is_some(), used), 1);
         }
         self.policy.observe(&self.watched);
         let fast = &self.fast;

@@ -1,6 +1,6 @@
-//! The heat thread: in each tick it takes in what was seen of the granules that
-//! were watched, asks the policy, moves what it says by ordinary requests, and
-//! watches others.
+//! The heat thread: in each tick it asks the policy, moves what it says by ordinary
+//! requests, watches granules for a part of the tick, and takes in what was seen
+//! of them.
 //!
 //! It holds its turn ([`Turn`]) for one batch at a time, so that a person's
 //! request waits for a batch at the most.
@@ -30,6 +30,9 @@ use crate::table::{Place, View};
 
 /// Bytes that are moved in one turn.
 const BATCH: u64 = 16 << 20;
+
+/// Shortest time for which granules are watched: this thread wakes up in between.
+const SHORTEST: Duration = Duration::from_micros(200);
 
 /// The thread with what ends it.
 pub(crate) struct HeatThread {
@@ -133,31 +136,42 @@ struct Service {
 
 impl Service {
     fn serve(mut self, orders: &Orders) {
-        let mut last = Order::Run;
+        let period = self.config.period;
+        let (mut last, mut rest) = (Order::Run, period);
         loop {
-            last = orders.wait(last, self.config.period);
+            last = orders.wait(last, rest);
+            rest = period;
             match last {
                 _ if self.movers.core.is_over() => break,
                 Order::End => break,
-                Order::Run => self.tick(),
-                Order::Hold => {
-                    let mut seen = Vec::new();
-                    self.source.harvest(&self.movers.turn(), &mut seen);
-                    self.pay(&seen);
+                Order::Run => {
+                    self.tick();
+                    let span = self.policy.watch_for(period).clamp(SHORTEST, period);
+                    last = orders.wait(last, span);
+                    let seen = self.look();
+                    self.record(&seen);
+                    self.policy.observe(&seen);
+                    rest = period - span;
                 }
+                // What a request was at work on.
+                Order::Hold => drop(self.look()),
             }
         }
         // Nobody may be there to bring it back later.
         self.source.harvest(&self.movers.turn(), &mut Vec::new());
     }
 
-    fn tick(&mut self) {
+    /// Ends the watch, and says what was seen.
+    fn look(&mut self) -> Vec<Seen> {
         let mut seen = Vec::new();
         self.source.harvest(&self.movers.turn(), &mut seen);
-        let core = Arc::clone(&self.movers.core);
         self.pay(&seen);
-        self.record(&seen);
-        self.policy.observe(&seen);
+        seen
+    }
+
+    /// Moves what is to move, and watches others.
+    fn tick(&mut self) {
+        let core = Arc::clone(&self.movers.core);
         let moves = self.plan();
         if self.config.moves {
             self.carry_out(&moves);
@@ -189,14 +203,9 @@ impl Service {
         let price = self.source.price();
         let counters = &self.movers.core.counters.heat;
         let touched = seen.iter().filter(|seen| seen.touch.is_some()).count() as u32;
-        let cost = seen.iter().map(|seen| match seen.touch {
-            Some(_) => price.touched,
-            // It was mapped when it was taken, and will be again.
-            None if self.policy.is_used(seen.granule) => price.idle + price.again,
-            None => price.idle,
-        });
-        let cost = cost.sum();
-        self.purse.spend(cost);
+        let cost = |seen: &Seen| price.of(seen.touch.is_some(), self.policy.is_used(seen.granule));
+        let cost = seen.iter().map(cost).sum();
+        self.purse.spend(cost, seen.len() as u32);
         counters.touched.fetch_add(touched.into(), Relaxed);
         counters.cost.fetch_add(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
