@@ -175,7 +175,7 @@ impl Entry {
             false => (0, IDLE_PAUSE),
         };
         let worth = new >= i32::from(hot) || heat >= i32::from(hot);
-        let unsettled = worth && (surprise || touched && self.seen() < 3);
+        let unsettled = worth && (surprise || touched && self.seen() < 2);
         let pause = if unsettled { 0 } else { (self.pause() + 1).clamp(least, longest) };
         self.counts = pause << 4 | known;
         self.due = now.after(1 << pause);

@@ -26,8 +26,8 @@ impl Price {
     /// Measured on the build machine (2 processors, a KVM without nested
     /// paging), of huge pages; where nothing was measured yet.
     pub const BUILD_MACHINE: Self = Self {
-        idle: Duration::from_micros(30),
-        touched: Duration::from_micros(150),
+        idle: Duration::from_micros(20),
+        touched: Duration::from_micros(190),
         again: Duration::from_micros(3),
     };
 

@@ -107,6 +107,7 @@ impl Tiers {
             gone: Gone::new(config.regions.len()),
             touched: Mutex::default(),
             recorder: Mutex::default(),
+            park: config.park.clone(),
             mapped: OnceLock::new(),
             echo: Echo::default(),
             over: AtomicBool::new(false),

@@ -101,7 +101,8 @@ pub struct TiersConfig {
     pub features: Features,
     /// Doors to userfaultfd, in the order in which they are tried.
     pub doors: Vec<Door>,
-    /// Who parks vCPUs; a region on /dev/dax needs it.
+    /// Who parks vCPUs; a region on /dev/dax needs it, and policy `heat` costs less
+    /// with it.
     pub park: Option<Arc<dyn Park>>,
     /// Treats the files of pools as if nobody could watch them, like a device,
     /// for tests on machines without one.

@@ -27,6 +27,7 @@ use crate::granule::{Granule, Kind, PoolId};
 use crate::heat::sim::sampled::Recorder;
 use crate::mapped::Mapped;
 use crate::migrate::Outcome;
+use crate::park::Park;
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::space::{Origin, Space};
@@ -110,6 +111,8 @@ pub(crate) struct Core {
     pub(crate) touched: Mutex<Vec<Touched>>,
     /// Where what policy `heat` sees is written, until that fails.
     pub(crate) recorder: Mutex<Option<Recorder<BufWriter<File>>>>,
+    /// Who parks vCPUs, if anybody does.
+    pub(crate) park: Option<Arc<dyn Park>>,
     /// Who maps guest memory for the guest, if it is known.
     pub(crate) mapped: OnceLock<Arc<dyn Mapped>>,
     /// How soon the fault thread wakes up.

@@ -7,6 +7,7 @@
 
 mod meter;
 mod source;
+mod still;
 #[cfg(all(test, not(feature = "loom")))]
 mod tests;
 mod writes;

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use super::Turn;
 use super::meter::Meter;
+use super::still::Still;
 use super::writes::Writes;
 use crate::granule::Granule;
 use crate::heat::{Price, Seen, Touch};
@@ -94,6 +95,7 @@ struct Touches {
     watched: Vec<Watched>,
     /// How many may still be adopted in this tick.
     adopt: u32,
+    still: Still,
     meter: Meter,
 }
 
@@ -105,8 +107,8 @@ struct Watched {
 
 impl Touches {
     fn new(core: Arc<Core>, period: Duration) -> Self {
-        let meter = Meter::default();
-        Self { core, period, watched: Vec::new(), adopt: ADOPTED, meter }
+        let (still, meter) = (Still::by(core.park.clone()), Meter::default());
+        Self { core, period, watched: Vec::new(), adopt: ADOPTED, still, meter }
     }
 
     /// Touches a tick, if the first one came so late.
@@ -128,6 +130,7 @@ impl Source for Touches {
     fn watch(&mut self, granules: &[Granule]) -> u64 {
         self.adopt = ADOPTED;
         let (mut watched, began) = (0, Instant::now());
+        let parked = self.still.hold(granules.len());
         for granule in granules {
             let place = self.core.table.get(*granule).place;
             let since = Instant::now();
@@ -136,7 +139,9 @@ impl Source for Touches {
                 watched += 1;
             }
         }
-        self.meter.aside(began.elapsed(), watched);
+        let held = parked.is_some();
+        drop(parked);
+        self.meter.aside(began.elapsed(), watched, held);
         // Last: this thread may have the processor that the other waits for.
         self.meter.ask(&self.core);
         watched.into()
@@ -144,26 +149,27 @@ impl Source for Touches {
 
     fn harvest(&mut self, turn: &Turn<'_>, seen: &mut Vec<Seen>) {
         let mut later = Vec::new();
-        let (mut back, mut idle) = (Duration::ZERO, 0);
         let watched = std::mem::take(&mut self.watched);
         let untouched = |watched: &Watched| {
             let view = self.core.table.get(watched.granule);
             let aside = self.core.is_aside(watched.granule, &view) && view.place == watched.place;
             aside.then_some(view)
         };
+        let (mut idle, began) = (0, Instant::now());
+        let parked = self.still.hold(watched.iter().filter(|one| untouched(one).is_some()).count());
         for watched in &watched {
             let Some(view) = untouched(watched) else { continue };
             // False: the fault thread has it in hand.
-            let began = Instant::now();
             if turn.may(watched.granule) && self.core.bring_back(watched.granule, view) {
-                back += began.elapsed();
                 idle += 1;
                 seen.push(Seen { granule: watched.granule, touch: None });
             } else {
                 later.push(watched.granule);
             }
         }
-        self.meter.back(back, idle);
+        let held = parked.is_some();
+        drop(parked);
+        self.meter.back(began.elapsed(), idle, held);
         for Touched { granule, at, write, served } in std::mem::take(&mut *lock(&self.core.touched))
         {
             if let Some(watched) = watched.iter().find(|watched| watched.granule == granule) {

@@ -69,7 +69,7 @@ impl Source for Writes {
             }
         }
         let watched = self.watched.len() as u32;
-        self.meter.aside(began.elapsed(), watched);
+        self.meter.aside(began.elapsed(), watched, false);
         watched.into()
     }
 
@@ -83,7 +83,7 @@ impl Source for Writes {
                 seen.push(Seen { granule, touch });
             }
         }
-        self.meter.back(began.elapsed(), count);
+        self.meter.back(began.elapsed(), count, false);
     }
 
     fn price(&self) -> Price {

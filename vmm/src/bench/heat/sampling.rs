@@ -37,6 +37,7 @@ use crate::bench::rows::Row;
 use crate::bench::{BenchError, Figure};
 use crate::doctor::Host;
 use crate::failure::{VM_FAILED, tell};
+use crate::kvm::gate::{Gate, Holder, Wanted};
 
 /// Name of the figure.
 pub(super) const NAME: &str = "heat.sampling_cost";
@@ -65,17 +66,19 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
         kind: Kind::Public,
         backing: Backing::Anon,
     };
+    let gate = Arc::new(Gate::new(0, Wanted::Run));
     let heat = HeatConfig { moves: false, ..HeatConfig::default() };
     let config = TiersConfig {
         policy: PolicyName::Heat,
         regions: vec![pool],
         heat,
+        park: Some(Arc::new(Holder(Arc::clone(&gate)))),
         ..TiersConfig::new(GranuleSize::M2, fatal)
     };
     let tiers = Tiers::new(&memory, config)?;
     take_under_control(&tiers, range)?;
     // Dropped before the tiers.
-    let mut guest = Guest::new(Arc::clone(&memory), 1)?;
+    let mut guest = Guest::at_gate(Arc::clone(&memory), 1, gate)?;
     places.pin(&guest)?;
     let pages = guest.mapped_pages().map(Arc::new);
     if let Some(pages) = &pages {
@@ -88,7 +91,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     spend_savings(&tiers, &heat, interrupts)?;
 
     let threads = [Thread::named("bare0")?, Thread::named("fault")?];
-    let (mut faults, mut estimates) = (Vec::new(), Vec::new());
+    let (mut looks, mut faults, mut estimates) = (Vec::new(), Vec::new(), Vec::new());
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // One turn more than asked for: the first warms up.
     for turn in 0..=turns {
@@ -113,7 +116,9 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
                     without.push(rate);
                 } else {
                     with.push(rate);
-                    faults.push(touched as f64 / PHASE.div_duration_f64(heat.period));
+                    let ticks = PHASE.div_duration_f64(heat.period);
+                    looks.push((after.watched - before.watched) as f64 / ticks);
+                    faults.push(touched as f64 / ticks);
                     estimates.push(100.0 * (after.cost - before.cost).div_duration_f64(PHASE));
                 }
             }
@@ -127,7 +132,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     }
     drop(guest);
     drop(tiers);
-    let (faults, estimate) = (mean(&faults), mean(&estimates));
+    let (looks, faults, estimate) = (mean(&looks), mean(&faults), mean(&estimates));
     if faults == 0.0 {
         return Err(BenchError::Unexpected("no touch was sampled".to_owned()));
     }
@@ -137,7 +142,7 @@ pub(super) fn measure(turns: usize, interrupts: &Interrupts) -> Result<Vec<Row>,
     let (with, without) = (samples(with)?, samples(without)?);
     Ok(vec![Row {
         quantity: format!(
-            "guest's touches at {faults:.1} faults a tick, by its own price {estimate:.1} %, mapped \
+            "guest's touches at {looks:.1} looks and {faults:.1} faults a tick, by its own price {estimate:.1} %, mapped \
              by {} large and {} small pages; good to {error:.3}",
             pages.large, pages.small,
         ),
