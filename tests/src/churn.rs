@@ -38,6 +38,21 @@ pub struct Moves {
     pub stalls: Option<Stalls>,
 }
 
+impl Moves {
+    /// Those after `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            out: self.out - before.out,
+            home: self.home - before.home,
+            verified: self.verified - before.verified,
+            misplaced: self.misplaced - before.misplaced,
+            accounted: self.accounted - before.accounted,
+            unaccounted: self.unaccounted - before.unaccounted,
+            stalls: self.stalls,
+        }
+    }
+}
+
 /// A thread that moves.
 #[derive(Debug)]
 pub struct Churn {

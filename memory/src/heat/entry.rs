@@ -148,7 +148,7 @@ impl Entry {
         }
     }
 
-    /// It was watched for a tick and touched about `count` times; `hot` is the
+    /// It was watched, and touched about `count` times a tick; `hot` is the
     /// heat from which on a granule is worth its place in the fast tier.
     pub(super) fn observe(&mut self, now: Tick, count: u32, hot: u16) -> Look {
         let touched = count > 0;

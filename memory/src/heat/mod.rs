@@ -3,7 +3,7 @@
 //! Pure: no clock, no thread, no lock, no system call. A tick is whatever its
 //! user says it is. In each one the user
 //!
-//! 1. tells what was seen of the granules that were watched in the tick before
+//! 1. tells what was seen of the granules that were watched, for a part of a tick
 //!    ([`HeatPolicy::observe`]),
 //! 2. asks what is to move ([`HeatPolicy::plan`]),
 //! 3. asks what to watch next ([`HeatPolicy::watch`]), and for how much of the

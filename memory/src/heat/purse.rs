@@ -83,18 +83,18 @@ impl Purse {
     /// A tick passes: looks that may be had now, no more than `most`.
     pub fn tick(&mut self, price: Price, most: Looks) -> Looks {
         let price = price.at_least();
-        // A look of each sort can be saved for, whatever it costs: only looks
-        // show that they cost less by now.
-        self.cap = (self.per_tick * SAVED).max(price.touched * 3);
+        // Who knows nothing takes them all to be touched.
+        let mean = self.mean.unwrap_or(price.touched).max(price.idle);
+        let one_used = price.touched / 3 * 4;
+        // A look of each sort can be saved for, whatever it costs or has cost: only
+        // looks show that they cost less by now.
+        self.cap = (self.per_tick * SAVED).max((one_used + mean) * 2);
         let paid = self.debt.min(self.per_tick);
         self.debt -= paid;
         self.left = (self.left + (self.per_tick - paid)).min(self.cap);
         let count = |time: Duration, price: Duration| {
             u32::try_from(time.as_nanos() / price.as_nanos()).unwrap_or(u32::MAX)
         };
-        // Who knows nothing takes them all to be touched.
-        let mean = self.mean.unwrap_or(price.touched).max(price.idle);
-        let one_used = price.touched / 3 * 4;
         if self.left < one_used + mean {
             // Each sort is saved for in turn, or the cheaper would have it all.
             let price = if self.saves_for_used { price.touched } else { mean };
@@ -190,6 +190,22 @@ mod tests {
                 assert!(!bought.contains(&0), "{per_tick:?} {price:?} {bought:?}");
                 assert!(spent <= per_tick * (ticks + SAVED), "{per_tick:?} {price:?} {spent:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_was_dear_is_looked_at_again() {
+        let us = Duration::from_micros;
+        let prices = |price| Price { idle: price, touched: price / 4, again: us(0) };
+        for (before, after) in [(us(100_000), us(100)), (us(20_000), us(20))] {
+            let mut purse = Purse::new(us(2));
+            purse.spend(before * 64, 64);
+            let bought = (0..1_000_000).find(|_| purse.tick(prices(after), MOST).watched > 0);
+            assert!(bought.is_some(), "{before:?} {after:?}");
+            // Idle looks that cost more than touched ones.
+            purse.spend(before, 1);
+            let mut looks = (0..1_000_000).map(|_| purse.tick(prices(before), MOST));
+            assert!(looks.any(|looks| looks.watched > looks.touched), "{before:?}");
         }
     }
 

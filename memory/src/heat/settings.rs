@@ -14,9 +14,8 @@ pub struct Settings {
     pub budget: u64,
     /// Most granules that are watched in a tick.
     pub watched: u32,
-    /// Most of them that are expected to be touched, and a third more of which
-    /// nothing is known yet. A touch of a watched granule is what costs the
-    /// guest time.
+    /// Most of them that were touched when they were last watched: a touch is most
+    /// of what a look costs the guest.
     pub touched: u32,
     /// Touches in so many of the last eight ticks in which a granule was
     /// watched make it hot, 1 to 8.

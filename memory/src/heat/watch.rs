@@ -2,8 +2,8 @@
 //! those that are not due yet passed over; before them granules that were just
 //! seen to be used for the first time.
 //!
-//! A granule that is watched and not touched costs the guest nothing, one that
-//! is touched a fault. So the two are counted apart.
+//! A granule that is watched and not touched costs the guest little, one that is
+//! touched a fault. So the two are counted apart.
 
 use std::collections::VecDeque;
 

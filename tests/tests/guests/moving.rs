@@ -41,7 +41,7 @@ fn range(base: Gpa, size: u64) -> GpaRange {
 
 /// Runs `guest` with an API socket while its memory moves; returns what moved
 /// of its RAM and of each window. A guest that goes on until its RAM has moved
-/// `enough` is told so by a line at its console.
+/// `enough` since its job began is told so by a line at its console.
 fn run_moving(guest: Guest, enough: Option<fn(&Moves) -> bool>) -> (Ended, Vec<Moves>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api");
@@ -62,7 +62,9 @@ fn run_moving(guest: Guest, enough: Option<fn(&Moves) -> bool>) -> (Ended, Vec<M
     let ram = Churn::start(&socket, vec![range(Gpa(0), RAM)], 2);
     let windows = Churn::start(&socket, windows.to_vec(), 2);
     if let Some(enough) = enough {
-        let more = || !enough(&ram.so_far()[0]) && began.elapsed() < ENOUGH;
+        booted.running().wait_for("neap-job: begins", DEADLINE);
+        let before = ram.so_far()[0];
+        let more = || !enough(&ram.so_far()[0].since(&before)) && began.elapsed() < ENOUGH;
         while more() && !booted.running().is_over() {
             thread::sleep(Duration::from_millis(100));
         }
@@ -103,8 +105,9 @@ fn memtester() {
     // mood: it goes on until it is told that it is enough.
     let script = "export MEMTESTER_TEST_MASK=0x1803f
         exec </dev/console
-        until read -r -t 1 line; do
-            /bin/memtester 32M 1 || exit 1
+        echo neap-job: begins
+        while /bin/memtester 32M 1 || exit 1; do
+            read -r -t 1 line && break
         done
         echo neap-job: all right\n";
     let job = programs(Path::new("/usr/sbin/memtester"))

@@ -112,7 +112,7 @@ const LAST_STOP: Duration = Duration::from_secs(2);
 pub struct Guest {
     cpus: Vec<Cpu>,
     // In order: the machine before the memory that it maps.
-    vm: VmFd,
+    vm: Arc<VmFd>,
     control: Arc<ControlMemory>,
     keep: Arc<dyn Any + Send + Sync>,
     tsc_khz: u64,
@@ -195,7 +195,7 @@ impl Guest {
                 "a guest needs a vCPU with a time stamp counter".into(),
             ));
         }
-        Ok(Self { cpus: threads, vm, control, keep, tsc_khz })
+        Ok(Self { cpus: threads, vm: Arc::new(vm), control, keep, tsc_khz })
     }
 
     /// How many vCPUs there are.

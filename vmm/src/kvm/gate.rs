@@ -78,6 +78,12 @@ impl Gate {
         }
     }
 
+    /// Whether the machine's owner wants threads to wait, and not only a move of
+    /// memory for a moment.
+    pub fn is_paused(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) == Wanted::Pause as u8
+    }
+
     /// Changes what is wanted; kick the threads after this. Stop is final.
     pub fn want(&self, wanted: Wanted) {
         let _threads = self.lock();

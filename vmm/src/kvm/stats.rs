@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use neap_memory::mapped::{Mapped, Pages};
@@ -33,15 +34,17 @@ const MOST: u32 = 4096;
 #[derive(Debug)]
 pub struct MappedPages {
     file: File,
+    // After `file`, which kernels before 6.4 do not keep the machine alive for.
+    _vm: Arc<VmFd>,
     small: u64,
     large: [u64; 2],
 }
 
 impl MappedPages {
     /// Of that machine; `None` where KVM does not tell (before Linux 5.14).
-    pub fn of(vm: &VmFd) -> Option<Self> {
+    pub fn of(vm: &Arc<VmFd>) -> Option<Self> {
         // SAFETY: the call has no argument, and makes a descriptor or fails.
-        let fd = unsafe { ioctl(vm, KVM_GET_STATS_FD()) };
+        let fd = unsafe { ioctl(&**vm, KVM_GET_STATS_FD()) };
         if fd < 0 {
             return None;
         }
@@ -49,7 +52,7 @@ impl MappedPages {
         let file = unsafe { File::from_raw_fd(fd) };
         let places = places(&file, ["pages_4k", "pages_2m", "pages_1g"]).ok()?;
         let [Some(small), Some(two), Some(one)] = places else { return None };
-        Some(Self { file, small, large: [two, one] })
+        Some(Self { file, _vm: Arc::clone(vm), small, large: [two, one] })
     }
 }
 

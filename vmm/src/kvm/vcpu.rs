@@ -68,8 +68,12 @@ fn run(index: usize, mut fd: VcpuFd, shared: &Shared) {
             Wanted::Run => {}
             Wanted::Pause => {
                 // Tells the guest's soft-lockup watchdog that time stood
-                // still; guests without kvmclock answer EINVAL.
-                let _ = kickable.vcpu().kvmclock_ctrl();
+                // still; guests without kvmclock answer EINVAL. Not for holds:
+                // they are too short for a watchdog, and so many that it would
+                // never bark.
+                if shared.gate.is_paused() {
+                    let _ = kickable.vcpu().kvmclock_ctrl();
+                }
                 shared.gate.park();
                 continue;
             }

@@ -18,8 +18,8 @@ use crate::platform;
 /// A virtual machine and the memory that it keeps mapped.
 #[derive(Debug)]
 pub struct Vm {
-    fd: VmFd,
-    // After `fd`: the machine must not outlive its memory.
+    fd: Arc<VmFd>,
+    // After `fd`: no vCPU, which keeps the machine itself alive, outlives its memory.
     memory: Arc<GuestMemory>,
 }
 
@@ -43,7 +43,7 @@ impl Vm {
         // exit.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(named("KVM_CREATE_PIT2"))?;
-        let vm = Self { fd, memory: Arc::new(memory) };
+        let vm = Self { fd: Arc::new(fd), memory: Arc::new(memory) };
         vm.set_slots()?;
         Ok(vm)
     }
@@ -58,7 +58,7 @@ impl Vm {
                 userspace_addr: part.hva,
             };
             // SAFETY: `hva` is the start of a live mapping of `size` bytes
-            // that `self.memory` owns; `fd` is dropped before it.
+            // that `self.memory` owns, and no vCPU outlives it.
             unsafe { self.fd.set_user_memory_region(region) }
                 .map_err(named("KVM_SET_USER_MEMORY_REGION"))?;
         }

@@ -15,6 +15,7 @@ use neap_memory::table::Place;
 use neap_memory::tiers::{HeatConfig, RegionConfig, Tiers, TiersConfig, TiersError};
 use neap_memory::{Backing, Gpa, GpaRange, GuestMemory};
 use neap_vmm::bare::{Guest, Writer};
+use neap_vmm::kvm::gate::{Gate, Holder, Wanted};
 
 /// What nothing here takes on a machine that is not overloaded.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -124,8 +125,11 @@ impl Plan {
         let memory = self.memory();
         let mut config = self.config();
         change(&mut config);
+        // Policy `heat` holds vCPUs still, as it does those of a machine.
+        let gate = Arc::new(Gate::new(0, Wanted::Run));
+        config.park.get_or_insert_with(|| Arc::new(Holder(Arc::clone(&gate))));
         let tiers = Tiers::new(&memory, config).unwrap();
-        let guest = Guest::new(Arc::clone(&memory), cpus).unwrap();
+        let guest = Guest::at_gate(Arc::clone(&memory), cpus, gate).unwrap();
         if let Some(pages) = guest.mapped_pages() {
             tiers.mapped_by(Arc::new(pages));
         }

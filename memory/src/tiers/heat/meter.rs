@@ -1,7 +1,7 @@
 //! What a look costs the guest here and now, from what can be seen of it.
 //!
-//! For a granule that is watched the guest is interrupted while it is taken
-//! aside, and once more when it is given back. A touch of it costs more: the
+//! vCPUs are held while granules are taken aside, and once more while they are given
+//! back ([`super::still`]), or else interrupted for each. A touch of it costs more: the
 //! vCPU leaves the guest, the fault thread wakes up, gives the granule back
 //! and wakes the vCPU, which enters the guest again. How long a wake-up takes
 //! is asked of the fault thread each tick ([`Echo`]); that is also where it

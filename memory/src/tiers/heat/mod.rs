@@ -150,9 +150,16 @@ impl Service {
                     let span = self.policy.watch_for(period).clamp(SHORTEST, period);
                     last = orders.wait(last, span);
                     let seen = self.look();
-                    self.record(&seen);
-                    self.policy.observe(&seen);
-                    rest = period - span;
+                    match last {
+                        Order::Run => {
+                            self.record(&seen);
+                            self.policy.observe(&seen);
+                            rest = period - span;
+                        }
+                        // It was cut short, and says little.
+                        Order::Hold => {}
+                        Order::End => break,
+                    }
                 }
                 // What a request was at work on.
                 Order::Hold => drop(self.look()),

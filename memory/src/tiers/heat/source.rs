@@ -129,19 +129,25 @@ impl Source for Touches {
 
     fn watch(&mut self, granules: &[Granule]) -> u64 {
         self.adopt = ADOPTED;
-        let (mut watched, began) = (0, Instant::now());
-        let parked = self.still.hold(granules.len());
+        let first = self.watched.len();
+        let mut hold = self.still.hold(granules.len());
         for granule in granules {
             let place = self.core.table.get(*granule).place;
             let since = Instant::now();
             if self.core.set_aside(*granule) {
                 self.watched.push(Watched { granule: *granule, place, since });
-                watched += 1;
             }
+            hold.look();
         }
-        let held = parked.is_some();
-        drop(parked);
-        self.meter.aside(began.elapsed(), watched, held);
+        let until = Instant::now();
+        let (took, held) = hold.end();
+        let now = &mut self.watched[first..];
+        let watched = now.len() as u32;
+        if held {
+            // Nobody could touch them before.
+            now.iter_mut().for_each(|watched| watched.since = until);
+        }
+        self.meter.aside(took, watched, held);
         // Last: this thread may have the processor that the other waits for.
         self.meter.ask(&self.core);
         watched.into()
@@ -155,8 +161,9 @@ impl Source for Touches {
             let aside = self.core.is_aside(watched.granule, &view) && view.place == watched.place;
             aside.then_some(view)
         };
-        let (mut idle, began) = (0, Instant::now());
-        let parked = self.still.hold(watched.iter().filter(|one| untouched(one).is_some()).count());
+        let mut idle = 0;
+        let left = watched.iter().filter(|watched| untouched(watched).is_some()).count();
+        let mut hold = self.still.hold(left);
         for watched in &watched {
             let Some(view) = untouched(watched) else { continue };
             // False: the fault thread has it in hand.
@@ -166,10 +173,10 @@ impl Source for Touches {
             } else {
                 later.push(watched.granule);
             }
+            hold.look();
         }
-        let held = parked.is_some();
-        drop(parked);
-        self.meter.back(began.elapsed(), idle, held);
+        let (took, held) = hold.end();
+        self.meter.back(took, idle, held);
         for Touched { granule, at, write, served } in std::mem::take(&mut *lock(&self.core.touched))
         {
             if let Some(watched) = watched.iter().find(|watched| watched.granule == granule) {

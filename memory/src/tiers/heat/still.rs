@@ -5,7 +5,7 @@
 //! machine that is most of what a look at an idle granule costs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::park::{Park, Parked};
 
@@ -14,6 +14,9 @@ const WORTH: usize = 3;
 /// A vCPU that has no processor is not waited for; the others stand still
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// Longest that vCPUs are held: a granule may take long, behind somebody else's
+/// call about this process's memory, and then they had better wait for it alone.
+const LONGEST: Duration = Duration::from_millis(2);
 /// Holds that are passed over after one that came to nothing: the machine is busy.
 const PASSED_OVER: u32 = 64;
 
@@ -28,9 +31,13 @@ impl Still {
         Self { park, pass_over: 0 }
     }
 
-    /// Holds vCPUs, for so many granules, until what is returned is dropped. What
-    /// it cannot do is done without.
-    pub(super) fn hold(&mut self, granules: usize) -> Option<Box<dyn Parked>> {
+    /// Holds vCPUs for so many granules. Where that cannot be it is done without.
+    pub(super) fn hold(&mut self, granules: usize) -> Hold {
+        let began = Instant::now();
+        Hold { parked: self.park(granules), began }
+    }
+
+    fn park(&mut self, granules: usize) -> Option<Box<dyn Parked>> {
         let park = self.park.as_ref().filter(|_| granules >= WORTH)?;
         if self.pass_over > 0 {
             self.pass_over -= 1;
@@ -41,6 +48,28 @@ impl Still {
             self.pass_over = PASSED_OVER;
         }
         parked
+    }
+}
+
+/// Granules are taken or given back, and vCPUs perhaps held meanwhile.
+pub(super) struct Hold {
+    parked: Option<Box<dyn Parked>>,
+    began: Instant,
+}
+
+impl Hold {
+    /// Lets vCPUs go if they were held for long.
+    pub(super) fn look(&mut self) {
+        if self.began.elapsed() > LONGEST {
+            self.parked = None;
+        }
+    }
+
+    /// Lets them go. Says how long all took, and whether they were held.
+    pub(super) fn end(self) -> (Duration, bool) {
+        let held = self.parked.is_some();
+        drop(self.parked);
+        (self.began.elapsed(), held)
     }
 }
 
@@ -73,11 +102,23 @@ mod tests {
     fn who_did_not_come_in_time_is_left_alone_for_a_while() {
         let often = Arc::new(Often::default());
         let mut still = Still::by(Some(Arc::clone(&often) as _));
-        assert!(still.hold(WORTH - 1).is_none());
-        assert!(still.hold(WORTH).is_some());
-        assert!((0..=PASSED_OVER).all(|_| still.hold(100).is_none()));
+        let mut held = |granules| still.hold(granules).end().1;
+        assert!(!held(WORTH - 1));
+        assert!(held(WORTH));
+        assert!((0..=PASSED_OVER).all(|_| !held(100)));
         assert_eq!(often.0.load(Relaxed), 2);
-        assert!(still.hold(100).is_some());
-        assert!(Still::by(None).hold(100).is_none());
+        assert!(held(100));
+        assert!(!Still::by(None).hold(100).end().1);
+    }
+
+    #[test]
+    fn nobody_is_held_for_long() {
+        let mut still = Still::by(Some(Arc::new(Often::default())));
+        let mut hold = still.hold(100);
+        hold.look();
+        std::thread::sleep(2 * LONGEST);
+        hold.look();
+        let (took, held) = hold.end();
+        assert!(took > LONGEST && !held);
     }
 }

@@ -165,16 +165,16 @@ fn spend_savings(
     let share = STEP * heat.cost / 10_000;
     let since = Instant::now();
     let mut before = tiers.status().counts.heat.cost;
-    loop {
+    let mut calm = 0;
+    while calm < 4 && since.elapsed() < LONGEST {
         thread::sleep(STEP);
         interrupts.check()?;
         let cost = tiers.status().counts.heat.cost;
         // Where looks are cheap they may never take all that they might.
-        if cost - before <= share + share / 8 || since.elapsed() > LONGEST {
-            return Ok(());
-        }
+        calm = if cost - before <= share + share / 8 { calm + 1 } else { 0 };
         before = cost;
     }
+    Ok(())
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -182,15 +182,21 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 /// The mean of `values` but for the tenth at each end, which is what others did to
-/// this machine, and its standard error. Not a median: a phase without a look is
-/// as much a part of what sampling costs as one with two.
+/// this machine, and its standard error (that of a trimmed mean, by the winsorised
+/// spread). Not a median: a phase without a look is as much a part of what sampling
+/// costs as one with two. What costs in fewer phases than a tenth is not seen.
 fn of_most(mut values: Vec<f64>) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
     let aside = values.len() / 10;
     let most = &values[aside..values.len() - aside];
     let middle = mean(most);
-    let spread = mean(&most.iter().map(|value| (value - middle).powi(2)).collect::<Vec<_>>());
-    (middle, (spread / most.len() as f64).sqrt())
+    let (Some(&least), Some(&largest)) = (most.first(), most.last()) else {
+        return (middle, 0.0);
+    };
+    let held: Vec<f64> = values.iter().map(|value| value.clamp(least, largest)).collect();
+    let center = mean(&held);
+    let spread = mean(&held.iter().map(|value| (value - center).powi(2)).collect::<Vec<_>>());
+    (middle, (spread / held.len() as f64).sqrt() / 0.8)
 }
 
 /// Takes all of memory under control, so that what is measured is the watching
