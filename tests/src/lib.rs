@@ -15,7 +15,7 @@ pub mod terminal;
 
 pub use churn::{Churn, Moves, connect};
 pub use command::{Ended, Neap};
-pub use guest::Guest;
+pub use guest::{Booted, Guest};
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! Guests whose memory moves between host RAM and device regions all the
 //! while, and who notice nothing.
 
-use std::io::Write;
+use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use neap_memory::addr::{GIB, MIB};
 use neap_memory::{Gpa, GpaRange};
-use neap_tests::{Churn, Ended, Guest, Moves};
+
+use neap_tests::{Booted, Churn, Ended, Guest, Moves, connect};
+use neap_vmm::control::api::{Heat, Request, Status};
 use neap_vmm::images::Job;
 use neap_vmm::lab;
 
@@ -22,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("moving::hmm_passes_all_tests_of_the_kernel", hmm),
         trial("moving::memtester_finds_no_wrong_bit", memtester),
+        trial("moving::memtester_finds_no_wrong_bit_while_heat_looks", heat),
     ]
 }
 
@@ -54,8 +57,7 @@ fn run_moving(guest: Guest, enough: Option<fn(&Moves) -> bool>) -> (Ended, Vec<M
         .options(&format!("--device-memory size=256M,addr={},pool=1G", WINDOWS[0]))
         .options(&format!("--device-memory size=256M,addr={},pool=64M", WINDOWS[1]))
         .options(&format!("--api-socket {}", socket.display()));
-    let (input, mut keyboard) = std::io::pipe().unwrap();
-    let booted = guest.input(OwnedFd::from(input).into()).boot();
+    let (booted, mut keyboard) = with_keyboard(guest);
     let began = Instant::now();
     // Two at once: a round over all of RAM takes long on a busy machine, and
     // the windows are in use for the last tests only.
@@ -82,6 +84,11 @@ fn run_moving(guest: Guest, enough: Option<fn(&Moves) -> bool>) -> (Ended, Vec<M
     (ended.expect_status(0), moves)
 }
 
+fn with_keyboard(guest: Guest) -> (Booted, PipeWriter) {
+    let (input, keyboard) = std::io::pipe().unwrap();
+    (guest.input(OwnedFd::from(input).into()).boot(), keyboard)
+}
+
 fn hmm() {
     let guest = || Guest::with_job(Job::hmm(Some(WINDOWS), Vec::new()));
     let (mut ended, mut moves) = run_moving(guest(), None);
@@ -100,7 +107,8 @@ fn hmm() {
     assert!(moves[0].verified >= 10, "{moves:?}");
 }
 
-fn memtester() {
+/// Goes on until a line is typed.
+fn memtester_job() -> Job {
     // How long a round of it takes, and how much moves meanwhile, is the lab's
     // mood: it goes on until it is told that it is enough.
     let script = "export MEMTESTER_TEST_MASK=0x1803f
@@ -110,13 +118,49 @@ fn memtester() {
             read -r -t 1 line && break
         done
         echo neap-job: all right\n";
-    let job = programs(Path::new("/usr/sbin/memtester"))
+    programs(Path::new("/usr/sbin/memtester"))
         .into_iter()
-        .fold(Job::script(script), |job, (path, content)| job.file(&path, content));
-    let enough: fn(&Moves) -> bool = |ram| ram.out >= 100 && ram.home >= 100 && ram.verified >= 10;
-    let (ended, moves) = run_moving(Guest::with_job(job), Some(enough));
+        .fold(Job::script(script), |job, (path, content)| job.file(&path, content))
+}
+
+/// Asserts that the job ended well.
+#[track_caller]
+fn expect_right(ended: &Ended) {
     assert_eq!(ended.expect_line("neap-job: all right"), "neap-job: all right");
     assert!(ended.stdout.contains("Done."), "no round of memtester ended:\n{}", ended.stdout);
+}
+
+/// vCPUs are held still twice a tick, touches are served all the while, and what is
+/// hot moves.
+fn heat() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api");
+    let guest = Guest::with_job(memtester_job())
+        .deadline(DEADLINE)
+        .options("--memory 1G --granule 2M --policy heat --heat-period 20 --heat-cost 10")
+        .options(&format!("--device-memory size=256M,addr={},pool=64M", WINDOWS[0]))
+        .options(&format!("--api-socket {}", socket.display()));
+    let (booted, mut keyboard) = with_keyboard(guest);
+    booted.running().wait_for("neap-job: begins", DEADLINE);
+    let mut client = connect(&socket);
+    let began = Instant::now();
+    let mut heat = Heat::default();
+    while began.elapsed() < ENOUGH && !(heat.promoted >= 2 && heat.touched >= 5) {
+        thread::sleep(Duration::from_millis(500));
+        let Ok(status) = client.ask::<Status>(&Request::Status { verify: false }) else { break };
+        heat = status.tiers.and_then(|tiers| tiers.heat).unwrap_or_default();
+    }
+    let _ = keyboard.write_all(b"enough\n");
+    let ended = booted.wait().expect_status(0);
+    eprintln!("seen: {heat:?}");
+    expect_right(&ended);
+    assert!(heat.promoted >= 2 && heat.touched >= 5, "{heat:?}");
+}
+
+fn memtester() {
+    let enough: fn(&Moves) -> bool = |ram| ram.out >= 100 && ram.home >= 100 && ram.verified >= 10;
+    let (ended, moves) = run_moving(Guest::with_job(memtester_job()), Some(enough));
+    expect_right(&ended);
     assert!(enough(&moves[0]), "{moves:?}");
 }
 
