@@ -12,8 +12,7 @@ use libtest_mimic::Trial;
 use neap_memory::addr::{GIB, MIB};
 use neap_memory::{Gpa, GpaRange};
 
-use neap_tests::{Booted, Churn, Ended, Guest, Moves, connect};
-use neap_vmm::control::api::{Heat, Request, Status};
+use neap_tests::{Booted, Churn, Ended, Guest, Moves};
 use neap_vmm::images::Job;
 use neap_vmm::lab;
 
@@ -24,7 +23,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("moving::hmm_passes_all_tests_of_the_kernel", hmm),
         trial("moving::memtester_finds_no_wrong_bit", memtester),
-        trial("moving::memtester_finds_no_wrong_bit_while_heat_looks", heat),
     ]
 }
 
@@ -128,33 +126,6 @@ fn memtester_job() -> Job {
 fn expect_right(ended: &Ended) {
     assert_eq!(ended.expect_line("neap-job: all right"), "neap-job: all right");
     assert!(ended.stdout.contains("Done."), "no round of memtester ended:\n{}", ended.stdout);
-}
-
-/// vCPUs are held still twice a tick, touches are served all the while, and what is
-/// hot moves.
-fn heat() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("api");
-    let guest = Guest::with_job(memtester_job())
-        .deadline(DEADLINE)
-        .options("--memory 1G --granule 2M --policy heat --heat-period 20 --heat-cost 10")
-        .options(&format!("--device-memory size=256M,addr={},pool=64M", WINDOWS[0]))
-        .options(&format!("--api-socket {}", socket.display()));
-    let (booted, mut keyboard) = with_keyboard(guest);
-    booted.running().wait_for("neap-job: begins", DEADLINE);
-    let mut client = connect(&socket);
-    let began = Instant::now();
-    let mut heat = Heat::default();
-    while began.elapsed() < ENOUGH && !(heat.promoted >= 2 && heat.touched >= 5) {
-        thread::sleep(Duration::from_millis(500));
-        let Ok(status) = client.ask::<Status>(&Request::Status { verify: false }) else { break };
-        heat = status.tiers.and_then(|tiers| tiers.heat).unwrap_or_default();
-    }
-    let _ = keyboard.write_all(b"enough\n");
-    let ended = booted.wait().expect_status(0);
-    eprintln!("seen: {heat:?}");
-    expect_right(&ended);
-    assert!(heat.promoted >= 2 && heat.touched >= 5, "{heat:?}");
 }
 
 fn memtester() {
