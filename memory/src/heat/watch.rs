@@ -65,9 +65,6 @@ impl Round {
                 touches -= 1;
             }
         }
-        // Those of which nothing is known are counted apart, or what is known to be
-        // used would keep them waiting.
-        let mut unknown = watched;
         let mut passed_over = None;
         for _ in 0..LOOKS.min(self.mask.saturating_add(1)) {
             if left == 0 {
@@ -83,19 +80,12 @@ impl Round {
             if !entry.is_due(now) || chosen.contains(&index) {
                 continue;
             }
-            let share = match (entry.known(), entry.is_used()) {
-                (0, _) => &mut unknown,
-                (_, true) => &mut touches,
-                (_, false) => &mut left,
-            };
-            if *share == 0 {
+            if entry.is_used() && touches == 0 {
                 passed_over = passed_over.or(Some(at));
                 continue;
             }
             if may(index) {
-                if entry.known() == 0 || entry.is_used() {
-                    *share -= 1;
-                }
+                touches -= u32::from(entry.is_used());
                 left -= 1;
                 chosen.push(index);
             }
